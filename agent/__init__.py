@@ -1,0 +1,1 @@
+"""The actor: bus connections, subscriptions, dispatch, schedules, settings, embedded servers."""

@@ -1,0 +1,1 @@
+"""What a call costs: rate cards, exact prices and the signals that tell them. Records nothing."""

@@ -1,0 +1,332 @@
+"""``check_budget``, group-committed: requests that arrive while a transaction runs form the next batch.
+
+One transaction decides a batch: lock the windows in key order, decide in arrival order, write sums and reservations,
+commit, reply. Several agents need no coordination beyond these locks.
+"""
+
+import asyncio
+import hashlib
+from collections import deque
+from dataclasses import dataclass
+from datetime import timedelta
+
+import msgspec
+
+from handlers.context import Inbound, Services
+from handlers.enforcer.answers import window_reply
+from handlers.enforcer.decide import Check, Desk, Outcome, decide
+from handlers.enforcer.estimate import estimate
+from handlers.enforcer.ledger import Sums, effective_limit
+from handlers.enforcer.plan import Planner, call_key
+from handlers.enforcer.repeats import Repeats
+from handlers.enforcer.windows import StaleCatalogue, open_missing
+from handlers.events import cloud_event
+from schemas.budget import BudgetExceeded, CheckBudget
+from schemas.codec import Codec, unwrap
+from schemas.errors import SignalError, unavailable
+from signals import budget as budget_signals
+from store import outbox as outbox_store
+from store import reservations as reservation_store
+from store import windows as window_store
+from store.pool import RETRYABLE, UNAVAILABLE, Connection
+from store.windows import Opened
+
+_CODEC = Codec(CheckBudget)
+_PACK = msgspec.msgpack.Encoder().encode
+
+
+@dataclass(slots=True)
+class Pending:
+    """A decoded request that waits for its batch."""
+
+    inbound: Inbound
+    request: CheckBudget
+    body_hash: bytes
+
+
+class _TryAgain(Exception):
+    """The world moved between planning and locking; plan again."""
+
+
+class _SeenBefore(Exception):
+    """A request id of this batch may have a reservation already; look before deciding."""
+
+
+class Admission:
+    """The admission queues of every org. Bounded: beyond the queue's limit callers are told ``unavailable``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._orgs: dict[str, OrgAdmission] = {}
+
+    def submit(self, inbound: Inbound) -> None:
+        """Take a request; it is answered by its batch. Never blocks and never raises."""
+        try:
+            data, envelope = unwrap(inbound.data)
+            request = _CODEC.decode(data)
+            if envelope is not None and request.request_id is None:
+                request = msgspec.structs.replace(request, request_id=f"{envelope.source}#{envelope.id}"[:256])
+            body_hash = hashlib.blake2b(_PACK(request), digest_size=16).digest()
+            self.org(inbound.caller.org).submit(Pending(inbound, request, body_hash))
+        except SignalError as error:
+            inbound.fail(error)
+
+    def org(self, org: str) -> "OrgAdmission":
+        """The queue of one org."""
+        found = self._orgs.get(org)
+        if found is None:
+            found = self._orgs[org] = OrgAdmission(self._services, org)
+        return found
+
+    async def drain(self) -> None:
+        """Wait until everything submitted is answered."""
+        for queue in list(self._orgs.values()):
+            await queue.drain()
+
+    def queued(self) -> int:
+        """Requests that wait, over all orgs."""
+        return sum(queue.queued for queue in self._orgs.values())
+
+
+class OrgAdmission:
+    """One org's queue. Its loop runs only while there is something to decide."""
+
+    def __init__(self, services: Services, org: str) -> None:
+        self._services = services
+        self._org = org
+        self._queue: deque[Pending] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._planner: Planner | None = None
+        self._ahead = timedelta(0)
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait."""
+        return len(self._queue)
+
+    def submit(self, pending: Pending) -> None:
+        """Queue a request. Raises SignalError ``unavailable`` where the queue is full."""
+        if len(self._queue) >= self._services.limits.check_queue_max:
+            raise unavailable("too many checks are waiting; retry with the same request_id")
+        self._queue.append(pending)
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def drain(self) -> None:
+        """Wait until the queue is empty and its last batch answered."""
+        while self._task is not None:
+            await asyncio.shield(self._task)
+
+    async def _run(self) -> None:
+        try:
+            while self._queue:
+                batch = self._take()
+                try:
+                    await self._decide(batch)
+                except SignalError as error:
+                    _fail(batch, error)
+                except UNAVAILABLE:
+                    _fail(batch, unavailable("the ledger cannot be reached; nothing was approved"))
+                except Exception:
+                    _fail(batch, SignalError("internal", "the check could not be decided; nothing was approved"))
+                    raise
+        finally:
+            self._task = None
+            if self._queue:
+                self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def _take(self) -> list[Pending]:
+        """The next batch; a request id occurs in it once, a repeated one waits for the next."""
+        batch: list[Pending] = []
+        seen: set[str] = set()
+        later: list[Pending] = []
+        while self._queue and len(batch) < self._services.limits.check_batch_max:
+            pending = self._queue.popleft()
+            request_id = pending.request.request_id
+            if request_id is not None and request_id in seen:
+                later.append(pending)
+                continue
+            if request_id is not None:
+                seen.add(request_id)
+            batch.append(pending)
+        self._queue.extendleft(reversed(later))
+        return batch
+
+    async def _decide(self, batch: list[Pending]) -> None:
+        careful = False
+        for _ in range(self._services.limits.transaction_attempts_max):
+            try:
+                await self._attempt(batch, careful=careful)
+                return
+            except (StaleCatalogue, _TryAgain):
+                await self._reload()
+            except _SeenBefore:
+                careful = True
+            except RETRYABLE:
+                careful = True
+        raise unavailable("the ledger is too busy; nothing was approved, retry with the same request_id")
+
+    async def _reload(self) -> Planner:
+        services = self._services
+        catalogue = await services.reload_catalogue(self._org)
+        if self._planner is None or self._planner.catalogue.version != catalogue.version:
+            self._planner = Planner(catalogue, services.index(self._org), services.limits.match_cache_max)
+        return self._planner
+
+    async def _attempt(self, batch: list[Pending], *, careful: bool) -> None:
+        planner = self._planner or await self._reload()
+        checks, owners = self._checks(batch, planner)
+        if not checks:
+            return
+        await self._open_windows(planner, checks)
+        async with self._services.database.connection() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                answers, changed = await self._transact(connection, planner, checks, careful=careful)
+            except BaseException:
+                await _undo(transaction)
+                raise
+            # A batch that changed nothing is not worth a disk flush.
+            await (transaction.commit() if changed else transaction.rollback())
+        for owner, answer in zip(owners, answers, strict=True):
+            if isinstance(answer, SignalError):
+                owner.inbound.fail(answer)
+            else:
+                owner.inbound.answer(answer)
+
+    def _checks(self, batch: list[Pending], planner: Planner) -> tuple[list[Check], list[Pending]]:
+        """Price and plan each request; one that cannot be estimated is answered here and leaves the batch."""
+        services, now = self._services, self._services.clock()
+        checks: list[Check] = []
+        owners: list[Pending] = []
+        for pending in list(batch):
+            request = pending.request
+            try:
+                found = estimate(request, cards=services.rate_cards, at=now, limits=services.limits)
+            except SignalError as error:
+                batch.remove(pending)
+                pending.inbound.fail(error)
+                continue
+            named = request.request_id is not None
+            reservation_id = services.new_id()
+            checks.append(
+                Check(
+                    request=request,
+                    request_id=request.request_id or reservation_id,
+                    named=named,
+                    body_hash=pending.body_hash,
+                    estimate=found,
+                    plan=planner.plan(call_key(request)),
+                    reservation_id=reservation_id,
+                    ttl_s=request.ttl_s or services.limits.reservation_ttl_s,
+                    caller=pending.inbound.caller.user,
+                )
+            )
+            owners.append(pending)
+        return checks, owners
+
+    async def _open_windows(self, planner: Planner, checks: list[Check]) -> None:
+        """Point every plan at the windows of now, creating those that are missing."""
+        at = self._services.clock() + self._ahead
+        missing = [(m, at) for check in checks for m in planner.resolve(check.plan, at)]
+        if missing:
+            index = self._services.index(self._org)
+            await open_missing(self._services.database, planner.catalogue, index, missing)
+            for check in checks:
+                planner.resolve(check.plan, at)
+
+    async def _transact(
+        self, connection: Connection, planner: Planner, checks: list[Check], *, careful: bool
+    ) -> tuple[list[bytes | SignalError], bool]:
+        repeats = Repeats.none()
+        if careful:
+            repeats = await Repeats.look(connection, planner.catalogue, checks)
+        window_ids = sorted({ref.window_id for check in checks for ref in check.plan.refs})
+        opened = await window_store.open_admission(connection, self._org, planner.catalogue.version, window_ids)
+        self._ahead = opened.decided_at - self._services.clock()
+        if opened.version != planner.catalogue.version or len(opened.window_ids) != len(window_ids):
+            raise StaleCatalogue
+        fresh = [check for check in checks if check.request_id not in repeats.answered]
+        if not all(check.plan.current(opened.decided_at) for check in fresh):
+            raise _TryAgain
+        on_unpriced = str(planner.catalogue.settings.get("on_unpriced", self._services.limits.on_unpriced))
+        desk = Desk(_sums(opened, planner), opened.decided_at, on_unpriced)
+        outcome = decide(fresh, desk)
+        if not careful:
+            await self._look_for_repeats(connection, fresh, outcome)
+        changed = await self._write(connection, planner, desk, outcome, repeats)
+        answers = {check.request_id: reply for check, reply in zip(fresh, outcome.replies, strict=True)}
+        again = repeats.answers(desk)
+        return [again.get(check.request_id) or answers[check.request_id] for check in checks], changed
+
+    async def _look_for_repeats(self, connection: Connection, checks: list[Check], outcome: Outcome) -> None:
+        """An approval finds its own repeat by the unique index; a denial must look, since a live answer stands (R5)."""
+        denied = [c.request_id for c, ok in zip(checks, outcome.approved, strict=True) if c.named and not ok]
+        if denied and await reservation_store.any_request(connection, self._org, denied):
+            raise _SeenBefore
+
+    async def _write(
+        self, connection: Connection, planner: Planner, desk: Desk, outcome: Outcome, repeats: Repeats
+    ) -> bool:
+        superseded = repeats.superseded(outcome.new.request_ids)
+        if superseded:
+            await reservation_store.supersede(connection, self._org, superseded)
+        if outcome.new.ids:
+            touched = sorted(outcome.touched)
+            await reservation_store.admit(
+                connection,
+                self._org,
+                decided_at=desk.now,
+                window_ids=touched,
+                reserved=[desk.sums[w].reserved for w in touched],
+                high_limits=[desk.sums[w].high_limit for w in touched],
+                new=outcome.new,
+            )
+        told = await self._tell_exceeded(connection, planner, desk, outcome)
+        return bool(outcome.new.ids) or told
+
+    async def _tell_exceeded(self, connection: Connection, planner: Planner, desk: Desk, outcome: Outcome) -> bool:
+        """The first denial of a window is an event; later ones are not."""
+        candidates = sorted(w for w in outcome.denied_windows if not desk.sums[w].exceeded)
+        if not candidates:
+            return False
+        news = set(await window_store.mark_exceeded(connection, self._org, candidates))
+        events: list[tuple[str, bytes]] = []
+        for match, ref in planner.windows(news):
+            window = window_reply(match.budget, ref, desk.sums[ref.window_id])
+            payload = BudgetExceeded(cause="denied", window=window)
+            budget_id = match.budget.budget_id
+            events.append(cloud_event(self._services, self._org, budget_signals.EXCEEDED, payload, subject=budget_id))
+        await outbox_store.add(connection, self._org, events)
+        self._services.outbox_ready.set()
+        return bool(news)
+
+
+def _sums(opened: Opened, planner: Planner) -> dict[int, Sums]:
+    budgets = {ref.window_id: match.budget for match, ref in planner.windows(opened.window_ids)}
+    return {
+        window_id: Sums(
+            window_id,
+            effective_limit(budgets[window_id], opened.carries[i]),
+            budgets[window_id].blocking,
+            opened.spent[i],
+            opened.reserved[i],
+            opened.overrun[i],
+            opened.high_limits[i],
+            opened.exceeded[i],
+        )
+        for i, window_id in enumerate(opened.window_ids)
+    }
+
+
+async def _undo(transaction: object) -> None:
+    try:
+        await transaction.rollback()  # type: ignore[attr-defined]
+    except UNAVAILABLE:
+        pass  # The connection is gone, and with it the transaction.
+
+
+def _fail(batch: list[Pending], error: SignalError) -> None:
+    for pending in batch:
+        pending.inbound.fail(error)

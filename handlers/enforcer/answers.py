@@ -1,0 +1,125 @@
+"""Replies to ``check_budget``. The approved one is written by hand: it is most of what the agent ever says."""
+
+from datetime import UTC, datetime
+
+import msgspec
+
+from handlers.enforcer.ledger import Sums
+from handlers.enforcer.windows import WindowRef
+from schemas.budget import Alternative, BudgetDecision, BudgetWindow, DenialReason
+from schemas.money import format_cost
+from store.budgets import BudgetRow
+
+_ENCODE = msgspec.json.Encoder().encode
+
+
+def wire_time(at: datetime) -> str:
+    """RFC 3339 in UTC, as every reply writes it."""
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def amount_text(budget: BudgetRow, amount: int) -> str:
+    """An amount of a budget's unit as it stands on the wire."""
+    return format_cost(amount) if budget.unit == "cost" else str(amount)
+
+
+def percent_used(spent: int, limit: int) -> float:
+    """Spent as a percentage of the effective limit, two decimals; of no limit at all everything is used."""
+    if limit <= 0:
+        return 100.0 if spent > 0 else 0.0
+    return spent * 10_000 // limit / 100
+
+
+def window_reply(budget: BudgetRow, ref: WindowRef, sums: Sums) -> BudgetWindow:
+    """A window as callers see it."""
+    return BudgetWindow(
+        budget_id=budget.budget_id,
+        name=budget.name,
+        type=budget.type,
+        entity_id=ref.entity_id,
+        unit=budget.unit,
+        currency=budget.currency,
+        enforcement=budget.enforcement,
+        base_limit=amount_text(budget, budget.base_limit),
+        limit=amount_text(budget, sums.limit),
+        spent=amount_text(budget, sums.spent),
+        overrun=amount_text(budget, sums.overrun),
+        reserved=amount_text(budget, sums.reserved),
+        remaining=amount_text(budget, sums.free()),
+        percent_used=percent_used(sums.spent, sums.limit),
+        window_start=ref.starts_at,
+        resets_at=ref.ends_at,
+    )
+
+
+class WindowText:
+    """One window's part of many approvals: only what is reserved differs between them."""
+
+    __slots__ = ("_cost", "_head", "_sums")
+
+    def __init__(self, budget: BudgetRow, ref: WindowRef, sums: Sums) -> None:
+        fixed = msgspec.structs.asdict(window_reply(budget, ref, sums))
+        del fixed["reserved"], fixed["remaining"]
+        self._head = _ENCODE(fixed).decode()[:-1] + ',"reserved":"'
+        self._sums = sums
+        self._cost = budget.unit == "cost"
+
+    def text(self) -> str:
+        """The window as it is now, in JSON."""
+        sums = self._sums
+        free = sums.limit - sums.spent - sums.reserved
+        if self._cost:
+            reserved = format_cost(sums.reserved)
+            remaining = format_cost(free) if free > 0 else "0"
+        else:
+            reserved, remaining = str(sums.reserved), str(max(0, free))
+        return f'{self._head}{reserved}","remaining":"{remaining}"}}'
+
+
+def approval(
+    *,
+    request_id: str,
+    reservation_id: str | None,
+    expires_at: str | None,
+    cost: int | None,
+    budgets: list[str],
+    warnings: list[str],
+) -> bytes:
+    """An approval in JSON; the same fields as schemas.budget.BudgetDecision (a test compares them)."""
+    reservation = f'"{reservation_id}"' if reservation_id is not None else "null"
+    expires = f'"{expires_at}"' if expires_at is not None else "null"
+    estimated = f'"{format_cost(cost)}"' if cost is not None else "null"
+    warned = _ENCODE(warnings).decode() if warnings else "[]"
+    return (
+        f'{{"approved":true,"request_id":{_ENCODE(request_id).decode()},"reservation_id":{reservation},'
+        f'"expires_at":{expires},"estimated_cost":{estimated},"currency":"USD","budgets":[{",".join(budgets)}],'
+        f'"warnings":{warned},"reason":null,"retry_after_s":null,"alternatives":[]}}'
+    ).encode()
+
+
+def denial(
+    *,
+    request_id: str,
+    cost: int | None,
+    budgets: list[BudgetWindow],
+    warnings: list[str],
+    reason: DenialReason,
+    retry_after_s: int | None,
+    alternatives: list[Alternative],
+) -> bytes:
+    """A denial in JSON: a normal reply that says why, until when, and what would fit."""
+    return _ENCODE(
+        BudgetDecision(
+            approved=False,
+            request_id=request_id,
+            reservation_id=None,
+            expires_at=None,
+            estimated_cost=None if cost is None else format_cost(cost),
+            currency="USD",
+            budgets=budgets,
+            warnings=warnings,
+            reason=reason,
+            retry_after_s=retry_after_s,
+            alternatives=alternatives,
+        )
+    )

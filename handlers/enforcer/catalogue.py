@@ -1,0 +1,100 @@
+"""Which budgets apply to a call: an org's budgets as an index, reloaded whenever its version changes (R2)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from store import budgets as budget_store
+from store.budgets import BudgetRow
+from store.pool import Connection
+
+# The attribute of a call that names the entity of each budget type.
+ENTITY_FIELD: Final[dict[str, str]] = {
+    "team": "team_id",
+    "user": "user_id",
+    "project": "project_id",
+    "feature": "feature",
+    "agent": "agent_id",
+    "session": "session_id",
+    "task": "task_id",
+    "environment": "environment",
+    "cost_center": "cost_center",
+}
+EVERY: Final = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A budget that applies to a call, and the entity whose window is charged."""
+
+    budget: BudgetRow
+    entity_id: str
+
+
+class Catalogue:
+    """An immutable snapshot of an org's active budgets and settings at one version."""
+
+    def __init__(self, org: str, version: int, rows: list[BudgetRow], settings: dict[str, Any]) -> None:
+        self.org = org
+        self.version = version
+        self.settings = settings
+        self.by_id = {row.budget_id: row for row in rows}
+        self._global = [row for row in rows if row.active and row.type == "global"]
+        self._scoped: dict[tuple[str, str], list[BudgetRow]] = {}
+        for row in rows:
+            if row.active and row.type != "global":
+                self._scoped.setdefault((row.type, row.entity_id), []).append(row)
+
+    def matches(self, call: dict[str, str | None]) -> list[Match]:
+        """Active budgets that apply to a call with these attributes (with ``provider`` and ``model``), by id."""
+        found = [m for m in self._candidates(call) if filters_match(m.budget.filters, call)]
+        return sorted(found, key=lambda m: (m.budget.budget_id, m.entity_id))
+
+    def _candidates(self, call: dict[str, str | None]) -> Iterator[Match]:
+        for row in self._global:
+            yield Match(row, EVERY)
+        for kind, field in ENTITY_FIELD.items():
+            entity = call.get(field)
+            if entity is None:
+                continue
+            for named in (entity, EVERY) if entity != EVERY else (EVERY,):
+                for row in self._scoped.get((kind, named), ()):
+                    yield Match(row, entity)
+
+
+def filters_match(filters: dict[str, str], call: dict[str, str | None]) -> bool:
+    """Whether every filter matches; ``*`` in a filter stands for any text, a missing attribute matches nothing."""
+    for field, pattern in filters.items():
+        value = call.get(field)
+        if value is None or not fnmatchcase(value, pattern):
+            return False
+    return True
+
+
+def counts(budget: BudgetRow, charged_at: datetime) -> bool:
+    """Whether a budget counts a charge of that time: a new budget counts from its creation (R4)."""
+    return charged_at >= budget.counting_since
+
+
+class Catalogues:
+    """The newest known catalogue of each org; bounded by ``limit`` orgs."""
+
+    def __init__(self, limit: int = 10_000) -> None:
+        self._known: dict[str, Catalogue] = {}
+        self._limit = limit
+
+    def known(self, org: str) -> Catalogue | None:
+        """The cached catalogue, which may be stale: its version is compared under the lock before it decides."""
+        return self._known.get(org)
+
+    async def reload(self, connection: Connection, org: str) -> Catalogue:
+        """Read the catalogue in one snapshot, under the shared lock that the caller's transaction takes here."""
+        version = await budget_store.lock_shared(connection, org)
+        rows = await budget_store.load(connection, org)
+        settings = await budget_store.load_settings(connection, org)
+        if len(self._known) >= self._limit:
+            self._known.clear()
+        catalogue = self._known[org] = Catalogue(org, version, rows, settings)
+        return catalogue

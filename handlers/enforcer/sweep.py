@@ -1,0 +1,74 @@
+"""Expiry (R9): a dead caller's reservation frees itself, but never before everything stored in time was applied."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from handlers.context import Services
+from handlers.enforcer.alerts import alerts
+from handlers.enforcer.catalogue import Catalogue
+from handlers.enforcer.transaction import LockedWindows, holds, ledger_transaction
+from store import budgets as budget_store
+from store import reservations as reservation_store
+from store.pool import Connection
+from store.reservations import ReservationRow
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """Up to when the usage stream is applied: everything (``drained``), or all before ``until``."""
+
+    drained: bool
+    until: datetime | None
+
+
+async def sweep(services: Services, applied: Applied) -> int:
+    """Expire what is due in every org; returns how many. ``applied`` was read before the clock that decides."""
+    async with services.database.connection() as connection:
+        now = await budget_store.clock(connection)
+        due = cutoff(now, applied, skew=timedelta(seconds=services.limits.expiry_skew_s))
+        orgs = await reservation_store.orgs_with_expired(connection, due)
+    expired = 0
+    for org in orgs:
+        while count := await _sweep_org(services, org, due):
+            expired += count
+    return expired
+
+
+def cutoff(now: datetime, applied: Applied, *, skew: timedelta) -> datetime:
+    """Reservations that expired before this are due: an event that settles them would have been applied by now."""
+    edge = now if applied.drained or applied.until is None else min(now, applied.until)
+    return edge - skew
+
+
+async def _sweep_org(services: Services, org: str, due: datetime) -> int:
+    async def work(connection: Connection, catalogue: Catalogue) -> int:
+        ids = await reservation_store.expired(connection, org, due, services.limits.expiry_batch_max)
+        rows = await reservation_store.lock(connection, org, ids) if ids else {}
+        # Settled, released or extended since they were listed: R6 decides on the locked row.
+        live = [row for row in rows.values() if row.status == "live" and row.expires_at < due]
+        if live:
+            await _expire(services, connection, catalogue, live)
+        return len(live)
+
+    return await ledger_transaction(services, org, work)
+
+
+async def _expire(services: Services, connection: Connection, catalogue: Catalogue, rows: list[ReservationRow]) -> None:
+    """Free each hold, or presume it spent where the budget says that an unknown outcome counts (on_expiry settle)."""
+    windows = await LockedWindows.lock(connection, catalogue, {w for row in rows for w in row.window_ids})
+    settles = {w.window_id for w in windows.rows if catalogue.by_id[w.budget_id].on_expiry == "settle"}
+    presumed: list[list[int]] = []
+    for row in rows:
+        for window_id, amount in holds(row.window_ids, row.held).items():
+            windows.sums[window_id].settle(amount, amount if window_id in settles else 0)
+        presumed.append([a if w in settles else 0 for w, a in holds(row.window_ids, row.held).items()])
+    await windows.write(connection, catalogue.org)
+    await reservation_store.expire(
+        connection,
+        catalogue.org,
+        ids=[row.reservation_id for row in rows],
+        presumed=[any(amounts) for amounts in presumed],
+        held=[p if any(p) else row.held for p, row in zip(presumed, rows, strict=True)],
+        closed_at=await budget_store.clock(connection),
+    )
+    await alerts(services, connection, catalogue.org, catalogue.by_id, windows.rows, windows.sums, {})

@@ -1,0 +1,110 @@
+"""A transaction on the ledger: under the org's catalogue lock, with a current catalogue, run again where it must be."""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import datetime
+from typing import TypeVar
+
+from handlers.context import Services
+from handlers.enforcer.catalogue import Catalogue, Match
+from handlers.enforcer.ledger import Sums, effective_limit
+from handlers.enforcer.windows import StaleCatalogue, open_missing
+from schemas.errors import unavailable
+from store import budgets as budget_store
+from store import windows as window_store
+from store.pool import RETRYABLE, Connection
+from store.windows import WindowRow
+
+T = TypeVar("T")
+Work = Callable[[Connection, Catalogue], Awaitable[T]]
+
+
+class MissingWindows(Exception):
+    """Windows that have to be created, in a transaction of their own, before this one can run (R1)."""
+
+    def __init__(self, wanted: list[tuple[Match, datetime]]) -> None:
+        super().__init__()
+        self.wanted = wanted
+
+
+async def ledger_transaction(services: Services, org: str, work: Work[T]) -> T:
+    """Run ``work`` in one committed transaction. Deadlocks, stale catalogues and missing windows start it again.
+
+    Raises SignalError ``unavailable`` after ``transaction_attempts_max`` attempts; nothing has happened then.
+    """
+    for _ in range(services.limits.transaction_attempts_max):
+        catalogue = await services.catalogue(org)
+        try:
+            async with services.database.transaction() as connection:
+                if await budget_store.lock_shared(connection, org) != catalogue.version:
+                    raise StaleCatalogue
+                return await work(connection, catalogue)
+        except StaleCatalogue:
+            await services.reload_catalogue(org)
+        except MissingWindows as missing:
+            await _create(services, catalogue, missing.wanted)
+        except RETRYABLE:
+            continue
+    raise unavailable("the ledger is too busy; nothing has changed, try again")
+
+
+async def _create(services: Services, catalogue: Catalogue, wanted: list[tuple[Match, datetime]]) -> None:
+    try:
+        await open_missing(services.database, catalogue, services.index(catalogue.org), wanted)
+    except StaleCatalogue:
+        await services.reload_catalogue(catalogue.org)
+
+
+class LockedWindows:
+    """Windows locked in key order, the last class of locks: their rows as they were, their sums as they become."""
+
+    def __init__(self, rows: list[WindowRow], sums: dict[int, Sums]) -> None:
+        self.rows = rows
+        self.sums = sums
+
+    @classmethod
+    async def lock(cls, connection: Connection, catalogue: Catalogue, window_ids: Iterable[int]) -> "LockedWindows":
+        """Lock windows; the catalogue is locked and current."""
+        wanted = sorted(set(window_ids))
+        rows = await window_store.lock(connection, catalogue.org, wanted) if wanted else []
+        return cls(rows, {row.window_id: sums_of(row, catalogue) for row in rows})
+
+    async def write(self, connection: Connection, org: str) -> None:
+        """Write what the sums have become."""
+        changed = [row.window_id for row in self.rows if _differs(row, self.sums[row.window_id])]
+        if not changed:
+            return
+        sums = [self.sums[window_id] for window_id in changed]
+        await window_store.write_sums(
+            connection,
+            org,
+            window_ids=changed,
+            spent=[s.spent for s in sums],
+            reserved=[s.reserved for s in sums],
+            overrun=[s.overrun for s in sums],
+            high_limits=[s.high_limit for s in sums],
+        )
+
+
+def sums_of(row: WindowRow, catalogue: Catalogue) -> Sums:
+    """A window's sums with the limit that binds now."""
+    budget = catalogue.by_id[row.budget_id]
+    return Sums(
+        row.window_id,
+        effective_limit(budget, row.carry),
+        budget.blocking,
+        row.spent,
+        row.reserved,
+        row.overrun,
+        row.high_limit,
+        row.exceeded_at is not None,
+    )
+
+
+def holds(window_ids: list[int], amounts: list[int]) -> Mapping[int, int]:
+    """What a reservation holds, by window."""
+    return dict(zip(window_ids, amounts, strict=True))
+
+
+def _differs(row: WindowRow, sums: Sums) -> bool:
+    before = (row.spent, row.reserved, row.overrun, row.high_limit)
+    return before != (sums.spent, sums.reserved, sums.overrun, sums.high_limit)

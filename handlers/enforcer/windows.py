@@ -1,0 +1,126 @@
+"""Finding and opening windows. A missing window is created in an earlier, committed transaction (R1)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from handlers.enforcer.calendar import bounds, periods_between
+from handlers.enforcer.catalogue import Catalogue, Match
+from handlers.enforcer.ledger import carry_over, effective_limit
+from store import budgets as budget_store
+from store import windows as window_store
+from store.budgets import BudgetRow
+from store.pool import Connection, Database
+from store.windows import WindowRow
+
+Key = tuple[str, str, datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRef:
+    """A window that exists: its id and bounds never change."""
+
+    window_id: int
+    budget_id: str
+    entity_id: str
+    starts_at: datetime
+    ends_at: datetime | None
+
+    def holds(self, at: datetime) -> bool:
+        """Whether ``at`` lies in the window."""
+        return self.starts_at <= at and (self.ends_at is None or at < self.ends_at)
+
+
+class StaleCatalogue(Exception):
+    """The catalogue changed since it was read; read it again."""
+
+
+class WindowIndex:
+    """Ids of the windows of one org that this agent has seen; bounded by ``limit``."""
+
+    def __init__(self, limit: int = 200_000) -> None:
+        self._refs: dict[Key, WindowRef] = {}
+        self._by_id: dict[int, WindowRef] = {}
+        self._latest: dict[tuple[str, str], WindowRef] = {}
+        self._limit = limit
+
+    def find(self, match: Match, at: datetime) -> WindowRef | None:
+        """The window of a match that holds ``at``, if this agent knows it."""
+        latest = self._latest.get((match.budget.budget_id, match.entity_id))
+        if latest is not None and latest.holds(at):
+            return latest
+        return self._refs.get(key_of(match, at))
+
+    def by_id(self, window_id: int) -> WindowRef | None:
+        """A window by id, if this agent knows it."""
+        return self._by_id.get(window_id)
+
+    def add(self, rows: Iterable[WindowRow]) -> None:
+        """Remember windows."""
+        for row in rows:
+            ref = WindowRef(row.window_id, row.budget_id, row.entity_id, row.starts_at, row.ends_at)
+            if len(self._refs) >= self._limit:
+                self._refs.clear()
+                self._by_id.clear()
+                self._latest.clear()
+            self._refs[row.budget_id, row.entity_id, row.starts_at] = ref
+            self._by_id[ref.window_id] = ref
+            pair = (row.budget_id, row.entity_id)
+            newest = self._latest.get(pair)
+            if newest is None or newest.starts_at <= ref.starts_at:
+                self._latest[pair] = ref
+
+
+def key_of(match: Match, at: datetime) -> Key:
+    """What identifies the window of a match at a time."""
+    start, _ = bounds(match.budget.period, match.budget.timezone, at)
+    return match.budget.budget_id, match.entity_id, start
+
+
+async def open_missing(
+    database: Database, catalogue: Catalogue, index: WindowIndex, wanted: Iterable[tuple[Match, datetime]]
+) -> None:
+    """Create the windows of ``wanted`` that do not exist and remember all of them.
+
+    Raises StaleCatalogue where the catalogue changed meanwhile; nothing was created then.
+    """
+    keys = {key_of(match, at): (match.budget, at) for match, at in wanted}
+    async with database.transaction() as connection:
+        if await budget_store.lock_shared(connection, catalogue.org) != catalogue.version:
+            raise StaleCatalogue
+        found = await window_store.find(connection, catalogue.org, sorted(keys))
+        for key in sorted(set(keys) - set(found)):
+            budget, at = keys[key]
+            await create_window(connection, budget, entity_id=key[1], at=at)
+        found = await window_store.find(connection, catalogue.org, sorted(keys))
+    index.add(found.values())
+
+
+async def create_window(connection: Connection, budget: BudgetRow, *, entity_id: str, at: datetime) -> None:
+    """Create the window of ``at``, with what its predecessor leaves (R14: computed once)."""
+    start, end = bounds(budget.period, budget.timezone, at)
+    carry = await _carry(connection, budget, entity_id, start)
+    await window_store.create(
+        connection,
+        budget.org_id,
+        budget_id=budget.budget_id,
+        entity_id=entity_id,
+        starts_at=start,
+        ends_at=end,
+        carry=carry,
+        high_limit=effective_limit(budget, carry) if budget.blocking else None,
+    )
+
+
+async def _carry(connection: Connection, budget: BudgetRow, entity_id: str, start: datetime) -> int:
+    """Windows that nobody opened had nothing spent in them; the first one counts from the budget's own start."""
+    if budget.rollover_policy == "none" or budget.period == "total":
+        return 0
+    last = await window_store.latest_before(connection, budget.org_id, budget.budget_id, entity_id, start)
+    if last is not None:
+        remaining = budget.base_limit + last.carry - last.spent - last.reserved
+        idle = periods_between(budget.period, budget.timezone, last.starts_at, start) - 1
+        return carry_over(budget, remaining, max(0, idle))
+    first, _ = bounds(budget.period, budget.timezone, budget.counting_since)
+    idle = max(0, periods_between(budget.period, budget.timezone, first, start)) if first < start else 0
+    return carry_over(budget, 0, idle)

@@ -1,0 +1,295 @@
+"""Usage into PostgreSQL with exactly-once effect: ids, events, rollups, settlement, windows and alerts in one
+transaction per org. Only ids that nobody had before have any effect, so the same batch may come any number of times.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Literal
+
+import asyncpg
+import msgspec
+
+from handlers.context import Services
+from handlers.enforcer.alerts import alerts
+from handlers.enforcer.catalogue import Catalogue, Match
+from handlers.enforcer.plan import Planner, call_key
+from handlers.enforcer.settle import Holding, Move, Used, book, charged_at, charges, settle, unreserved
+from handlers.enforcer.transaction import LockedWindows, MissingWindows, ledger_transaction
+from handlers.enforcer.windows import WindowRef
+from handlers.events import cloud_event
+from handlers.tracker.dead import conflict_letter, poison_letter, tell
+from handlers.tracker.priced import COLUMNS, PricedEvent
+from handlers.tracker.rollup import rollup_rows
+from schemas.base import ATTRIBUTION_FIELDS
+from schemas.errors import unavailable
+from schemas.usage import UnpricedUsage
+from signals import usage as usage_signals
+from store import budgets as budget_store
+from store import dead_letters as dead_letter_store
+from store import outbox as outbox_store
+from store import partitions, rollups
+from store import reservations as reservation_store
+from store import usage as usage_store
+from store.dead_letters import DeadLetterRow
+from store.pool import Connection, is_unavailable
+from store.reservations import ReservationRow
+
+Effect = Literal["applied", "duplicate", "conflict", "dead"]
+_ALL_COLUMNS = (*COLUMNS, "charged_at", "reserved", "charge_windows", "charge_amounts")
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One new event on its way: its reservation if it names one, and what it is charged to."""
+
+    event: PricedEvent
+    row: ReservationRow | None = None
+    charged_at: datetime | None = None
+    pairs: list[tuple[Match, WindowRef]] = field(default_factory=list[tuple[Match, WindowRef]])
+    reserved: bool = False
+    charge: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+
+
+class Applier:
+    """Applies usage of one org at a time; several may run at once, in this and other agents."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._planners: dict[str, Planner] = {}
+
+    async def apply(self, org: str, events: Sequence[PricedEvent]) -> dict[int, Effect]:
+        """Apply events; returns each position's effect once it is committed.
+
+        Raises what ``store.pool.is_unavailable`` recognises where PostgreSQL is away, and then nothing is lost: the
+        caller has not acknowledged anything. An event that PostgreSQL refuses is found by bisection and dead-lettered.
+        """
+        try:
+            return await self._retrying(org, events)
+        except (asyncpg.PostgresError, ValueError, OverflowError, TypeError) as error:
+            if is_unavailable(error):
+                raise
+            if len(events) > 1:
+                return await self._bisect(org, events)
+            await self._bury(org, [poison_letter(self._services, events[0], error)])
+            return {0: "dead"}
+
+    async def _bisect(self, org: str, events: Sequence[PricedEvent]) -> dict[int, Effect]:
+        middle = len(events) // 2
+        effects = await self.apply(org, events[:middle])
+        for position, effect in (await self.apply(org, events[middle:])).items():
+            effects[middle + position] = effect
+        return effects
+
+    async def _bury(self, org: str, letters: list[DeadLetterRow]) -> None:
+        async with self._services.database.transaction() as connection:
+            await dead_letter_store.keep(connection, letters)
+            await outbox_store.add(connection, org, [tell(self._services, letter) for letter in letters])
+        self._services.outbox_ready.set()
+
+    async def _retrying(self, org: str, events: Sequence[PricedEvent]) -> dict[int, Effect]:
+        services = self._services
+
+        async def work(connection: Connection, catalogue: Catalogue) -> dict[int, Effect]:
+            effects, fresh = await self._claim(connection, org, events)
+            if fresh:
+                await _Application(services, self._planner(catalogue), connection, org).run(fresh)
+            return effects
+
+        for _ in range(services.limits.apply_attempts_max):
+            try:
+                effects = await ledger_transaction(services, org, work)
+            except asyncpg.CheckViolationError as error:
+                if "no partition" not in str(error):
+                    raise
+                await partitions.ensure(services.database, {e.timestamp.date() for e in events})
+            else:
+                services.outbox_ready.set()
+                return effects
+        raise unavailable("the ledger is too busy")
+
+    def _planner(self, catalogue: Catalogue) -> Planner:
+        known = self._planners.get(catalogue.org)
+        if known is None or known.catalogue is not catalogue:
+            index = self._services.index(catalogue.org)
+            known = Planner(catalogue, index, self._services.limits.match_cache_max)
+            self._planners[catalogue.org] = known
+        return known
+
+    async def _claim(
+        self, connection: Connection, org: str, events: Sequence[PricedEvent]
+    ) -> tuple[dict[int, Effect], list[PricedEvent]]:
+        """Who is new, who is a repeat, and who uses an id that belongs to another payload (kept as a dead letter)."""
+        first: dict[str, PricedEvent] = {}
+        for event in events:
+            first.setdefault(event.id, event)
+        ids = sorted(first)
+        new = await usage_store.claim_ids(
+            connection,
+            org,
+            ids=ids,
+            hashes=[first[i].payload_hash for i in ids],
+            arrived_at=[first[i].arrived_at for i in ids],
+        )
+        known = {i: e.payload_hash for i, e in first.items()}
+        if len(new) < len(ids):
+            known |= await usage_store.hashes_of(connection, org, [i for i in ids if i not in new])
+        effects: dict[int, Effect] = {}
+        letters: list[DeadLetterRow] = []
+        for position, event in enumerate(events):
+            if event.id in new and first[event.id] is event:
+                effects[position] = "applied"
+            elif known.get(event.id) == event.payload_hash:
+                effects[position] = "duplicate"
+            else:
+                effects[position] = "conflict"
+                letters.append(conflict_letter(self._services, event))
+        if letters:
+            kept = await dead_letter_store.keep(connection, letters)
+            told = [tell(self._services, letter) for letter in letters if letter.source_key in kept]
+            await outbox_store.add(connection, org, told)
+        return effects, [first[i] for i in first if i in new]
+
+
+class _Application:
+    """One transaction's work on new events, in lock order: reservations, rollups, windows last (R1)."""
+
+    def __init__(self, services: Services, planner: Planner, connection: Connection, org: str) -> None:
+        self._services = services
+        self._planner = planner
+        self._connection = connection
+        self._org = org
+
+    async def run(self, fresh: list[PricedEvent]) -> None:
+        entries = [_Entry(event) for event in fresh]
+        await self._find_reservations(entries)
+        holdings = await self._lock_reservations(entries)
+        moves = self._plan_moves(entries, holdings)
+        await rollups.add(self._connection, self._org, rollup_rows((e.event, e.reserved) for e in entries))
+        await usage_store.insert_events(self._connection, _ALL_COLUMNS, [_record(entry) for entry in entries])
+        await self._write_reservations(holdings)
+        await self._book(moves)
+        await self._tell_unpriced(fresh)
+
+    async def _find_reservations(self, entries: list[_Entry]) -> None:
+        """Fill attribution that the event lacks from the reservation it names (R7)."""
+        ids = sorted({e.event.reservation_id for e in entries if e.event.reservation_id})
+        requests = sorted({e.event.request_id for e in entries if e.event.request_id and not e.event.reservation_id})
+        if not ids and not requests:
+            return
+        rows = await reservation_store.find_ids(self._connection, self._org, ids, requests)
+        by_id = {row.reservation_id: row for row in rows}
+        by_request = {row.request_id: row for row in rows if not row.superseded}
+        for entry in entries:
+            event = entry.event
+            row = by_id.get(event.reservation_id) if event.reservation_id else by_request.get(event.request_id or "")
+            if row is not None:
+                entry.row = row
+                entry.event = _filled(event, row)
+
+    async def _lock_reservations(self, entries: list[_Entry]) -> dict[str, Holding]:
+        named = sorted({entry.row.reservation_id for entry in entries if entry.row is not None})
+        if not named:
+            return {}
+        rows = await reservation_store.lock(self._connection, self._org, named)
+        return {reservation_id: Holding.of(row) for reservation_id, row in rows.items()}
+
+    def _plan_moves(self, entries: list[_Entry], holdings: dict[str, Holding]) -> list[Move]:
+        """Decide every event in order. Raises MissingWindows before anything is written to a window."""
+        moves: list[Move] = []
+        missing: list[tuple[Match, datetime]] = []
+        for entry in entries:
+            event = entry.event
+            holding = holdings.get(entry.row.reservation_id) if entry.row is not None else None
+            if holding is not None and not holding.claimable:
+                holding = None
+            entry.reserved = holding is not None
+            oldest = event.arrived_at - timedelta(days=self._services.limits.unreserved_age_max_days)
+            at = charged_at(holding.row if holding else None, event.timestamp, event.arrived_at, oldest=oldest)
+            entry.charged_at = at
+            plan = self._planner.plan(call_key(event))
+            entry.pairs, lacking = self._planner.windows_of(plan, at)
+            missing += [(match, at) for match in lacking]
+            used = Used(event.cost or 0, event.prompt_tokens + event.completion_tokens, int(event.final))
+            entry.charge = charges(entry.pairs, used)
+            if holding is not None:
+                entry.charge += self._inactive_charges(holding, entry, used)
+                moves += settle(holding, entry.charge, final=event.final)
+            else:
+                moves += unreserved(entry.charge)
+        if missing:
+            raise MissingWindows(missing)
+        return moves
+
+    def _inactive_charges(self, holding: Holding, entry: _Entry, used: Used) -> list[tuple[int, int]]:
+        """A budget deactivated since the reservation was made settles it normally (R4)."""
+        charged = {ref.window_id for _, ref in entry.pairs}
+        found = self._planner.windows(w for w in holding.held if w not in charged)
+        return [(ref.window_id, used.of(m.budget)) for m, ref in found if not m.budget.active and used.of(m.budget)]
+
+    async def _write_reservations(self, holdings: dict[str, Holding]) -> None:
+        changed = [h for h in holdings.values() if h.status != h.row.status or h.presumed != h.row.presumed]
+        settled = sorted(h.row.reservation_id for h in changed if h.row.status == "live")
+        presumed = sorted(h.row.reservation_id for h in changed if h.row.status == "expired")
+        if settled:
+            at = await budget_store.clock(self._connection)
+            await reservation_store.close(self._connection, self._org, ids=settled, status="settled", closed_at=at)
+        if presumed:
+            await reservation_store.settle_presumed(self._connection, self._org, presumed)
+        partial = [h for h in holdings.values() if h.live and list(h.held.values()) != h.row.held]
+        if partial:
+            partial.sort(key=lambda h: h.row.reservation_id)
+            ids = [h.row.reservation_id for h in partial]
+            held = [list(h.held.values()) for h in partial]
+            await reservation_store.write_held(self._connection, self._org, ids=ids, held=held)
+
+    async def _book(self, moves: list[Move]) -> None:
+        if not moves:
+            return
+        catalogue = self._planner.catalogue
+        windows = await LockedWindows.lock(self._connection, catalogue, (move.window_id for move in moves))
+        overrun = book(moves, windows.sums)
+        await windows.write(self._connection, self._org)
+        await alerts(self._services, self._connection, self._org, catalogue.by_id, windows.rows, windows.sums, overrun)
+
+    async def _tell_unpriced(self, fresh: list[PricedEvent]) -> None:
+        """Event ``usage.unpriced`` once a day for each model."""
+        first: dict[tuple[str, str], PricedEvent] = {}
+        for event in fresh:
+            if event.cost_status == "unpriced":
+                first.setdefault((event.provider, event.model), event)
+        if not first:
+            return
+        models = [(p, m, e.arrived_at.date(), e.id) for (p, m), e in sorted(first.items())]
+        news = await usage_store.first_unpriced(self._connection, self._org, models)
+        told: list[tuple[str, bytes]] = []
+        for provider, model in sorted(news):
+            event = first[provider, model]
+            payload = UnpricedUsage(
+                provider=provider,
+                model=model,
+                usage_id=event.id,
+                day=event.arrived_at.date().isoformat(),
+                unpriced_kinds=_unpriced_kinds(event),
+            )
+            told.append(cloud_event(self._services, self._org, usage_signals.UNPRICED, payload, subject=event.id))
+        await outbox_store.add(self._connection, self._org, told)
+
+
+def _filled(event: PricedEvent, row: ReservationRow) -> PricedEvent:
+    lacking = {f: row.attribution[f] for f in ATTRIBUTION_FIELDS if getattr(event, f) is None and f in row.attribution}
+    if event.reservation_id is None:
+        lacking["reservation_id"] = row.reservation_id
+    return msgspec.structs.replace(event, **lacking) if lacking else event
+
+
+def _record(entry: _Entry) -> tuple[object, ...]:
+    event = entry.event
+    window_ids = [window_id for window_id, _ in entry.charge]
+    amounts = [amount for _, amount in entry.charge]
+    return (*msgspec.structs.astuple(event)[:-1], entry.charged_at, entry.reserved, window_ids, amounts)
+
+
+def _unpriced_kinds(event: PricedEvent) -> list[str]:
+    items = msgspec.json.decode(event.line_items, type=list[tuple[str, int, int | None, int | None]])
+    return [kind for kind, _, rate, _ in items if rate is None]

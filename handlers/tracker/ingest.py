@@ -1,0 +1,195 @@
+"""Stream messages into PostgreSQL. What cannot be decoded becomes a dead letter; nothing is ever dropped."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from handlers.context import Services
+from handlers.tracker.apply import Applier, Effect
+from handlers.tracker.dead import refused_letter, tell
+from handlers.tracker.intake import BATCH_VERSION, StoredBatch, enveloped
+from handlers.tracker.priced import PricedEvent, priced
+from schemas.base import CloudEvent
+from schemas.codec import Codec, prefixed, unwrap
+from schemas.errors import SignalError, invalid
+from schemas.subjects import AGENT_BATCH_PREFIX
+from schemas.usage import EVENTS_MAX, UsageEvent
+from store import dead_letters as dead_letter_store
+from store import outbox as outbox_store
+from store.dead_letters import DeadLetterRow
+
+_BATCH: Final = msgspec.msgpack.Decoder(StoredBatch)
+_EVENT: Final = Codec(UsageEvent)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamMessage:
+    """One message of the usage stream. ``key`` is unique to it for ever: stream creation time and sequence."""
+
+    subject: str
+    data: bytes
+    key: str
+    arrived_at: datetime
+
+
+class _PublishedBatch(msgspec.Struct, forbid_unknown_fields=True):
+    events: list[msgspec.Raw]
+    ack: str | None = None
+
+
+_PUBLISHED_BATCH: Final = Codec(_PublishedBatch)
+
+
+@dataclass(slots=True)
+class IngestCounts:
+    """What this agent has applied since it started."""
+
+    applied: int = 0
+    duplicates: int = 0
+    conflicts: int = 0
+    dead: int = 0
+
+    def add(self, effects: Sequence[Effect]) -> None:
+        """Count effects."""
+        for effect in effects:
+            if effect == "applied":
+                self.applied += 1
+            elif effect == "duplicate":
+                self.duplicates += 1
+            elif effect == "conflict":
+                self.conflicts += 1
+            else:
+                self.dead += 1
+
+
+class Ingest:
+    """Applies stream messages; returns only when all of them are committed and may be acknowledged."""
+
+    def __init__(self, services: Services, applier: Applier) -> None:
+        self._services = services
+        self._applier = applier
+        self.counts = IngestCounts()
+
+    async def apply(self, messages: Sequence[StreamMessage]) -> None:
+        """Apply messages. Raises where PostgreSQL is away: then none may be acknowledged."""
+        events: dict[str, list[PricedEvent]] = {}
+        letters: dict[str, list[DeadLetterRow]] = {}
+        for message in messages:
+            for item in self._read(message):
+                if isinstance(item, DeadLetterRow):
+                    letters.setdefault(item.org_id, []).append(item)
+                else:
+                    events.setdefault(item.org_id, []).append(item)
+        await self._bury(letters)
+        results = await asyncio.gather(
+            *(self._apply_org(org, batch) for org, batch in sorted(events.items())), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _apply_org(self, org: str, events: Sequence[PricedEvent]) -> None:
+        size = self._services.limits.apply_batch_events_max
+        for start in range(0, len(events), size):
+            effects = await self._applier.apply(org, events[start : start + size])
+            self.counts.add(list(effects.values()))
+
+    async def _bury(self, letters: dict[str, list[DeadLetterRow]]) -> None:
+        for org, rows in sorted(letters.items()):
+            async with self._services.database.transaction() as connection:
+                kept = await dead_letter_store.keep(connection, rows)
+                told = [tell(self._services, row) for row in rows if row.source_key in kept]
+                await outbox_store.add(connection, org, told)
+            self.counts.dead += len(kept)
+            self._services.outbox_ready.set()
+
+    def _read(self, message: StreamMessage) -> list[PricedEvent | DeadLetterRow]:
+        if message.subject.startswith(AGENT_BATCH_PREFIX):
+            return self._read_stored(message)
+        return self._read_published(message)
+
+    def _read_stored(self, message: StreamMessage) -> list[PricedEvent | DeadLetterRow]:
+        """A batch that an agent validated and priced before it was stored."""
+        try:
+            batch = _BATCH.decode(message.data)
+            if batch.version == BATCH_VERSION:
+                return list(batch.events)
+            error = invalid(f"batch version {batch.version} is unknown to this release")
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as cause:
+            error = invalid(f"not a stored batch: {cause}")
+        return [self._letter("default", message, error, message.key, message.data)]
+
+    def _read_published(self, message: StreamMessage) -> list[PricedEvent | DeadLetterRow]:
+        """What a client published on ``usage.>``: one event, a batch, or either in a CloudEvent."""
+        org = message.subject.split(".", 3)[2]
+        try:
+            data, envelope = unwrap(message.data)
+            if b'"events"' in data and (items := _events(data)) is not None:
+                return [self._event(org, message, bytes(raw), i) for i, raw in enumerate(items)]
+            if envelope is not None:
+                data = _merged(data, envelope)
+            return [self._event(org, message, data, None)]
+        except SignalError as error:
+            return [self._letter(org, message, error, message.key, message.data)]
+
+    def _event(self, org: str, message: StreamMessage, data: bytes, index: int | None) -> PricedEvent | DeadLetterRow:
+        key = message.key if index is None else f"{message.key}-{index}"
+        try:
+            event = _EVENT.decode(data)
+            return priced(
+                event,
+                org=org,
+                event_id=event.id or key,
+                arrived_at=message.arrived_at,
+                cards=self._services.rate_cards,
+                limits=self._services.limits,
+            ).event
+        except SignalError as error:
+            named = error if index is None else prefixed(error, f"events[{index}]")
+            return self._letter(org, message, named, key, data)
+
+    def _letter(self, org: str, message: StreamMessage, error: SignalError, key: str, data: bytes) -> DeadLetterRow:
+        return refused_letter(
+            self._services,
+            org,
+            error=error,
+            subject=message.subject,
+            source_key=key,
+            payload=data,
+            arrived_at=message.arrived_at,
+            usage_id=_id_in(data),
+        )
+
+
+def _events(data: bytes) -> list[msgspec.Raw] | None:
+    """The items of a batch; None where ``events`` is only somewhere inside a single event."""
+    try:
+        keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    if "events" not in keys:
+        return None
+    items = _PUBLISHED_BATCH.decode(data).events
+    if not 1 <= len(items) <= EVENTS_MAX:
+        raise invalid(f"a batch carries 1 to {EVENTS_MAX} events", field="events")
+    return items
+
+
+def _merged(data: bytes, envelope: CloudEvent) -> bytes:
+    return msgspec.json.encode(enveloped(_EVENT.decode(data), envelope))
+
+
+def _id_in(data: bytes) -> str | None:
+    try:
+        found = msgspec.json.decode(data, type=_Identified).id
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    return found[:256].replace("\x00", "") if found else None
+
+
+class _Identified(msgspec.Struct):
+    id: str | None = None

@@ -1,0 +1,241 @@
+"""A usage event as it is stored: validated, counted, priced. Pure; the same for every way an event can arrive."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from handlers.context import Limits
+from handlers.cost.price import LineItem, Priced, price
+from handlers.cost.rate_card import RateCard
+from handlers.cost.resolve import RateCards
+from handlers.tracker.counts import counts_of
+from handlers.tracker.normalise import Normalised
+from schemas.errors import invalid
+from schemas.money import AmountError, parse_cost
+from schemas.usage import UsageEvent
+
+_FIELDS: Final = len(msgspec.structs.fields(UsageEvent))
+_PACK: Final = msgspec.msgpack.Encoder().encode
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+class PricedEvent(msgspec.Struct, array_like=True, gc=False):
+    """The columns of ``usage_event`` in order, and the payload hash. Costs in nanos; JSON columns as JSON text."""
+
+    org_id: str
+    id: str
+    timestamp: datetime
+    arrived_at: datetime
+    provider: str
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    cache_write_1h_tokens: int
+    reasoning_tokens: int
+    system_tokens: int
+    audio_input_tokens: int
+    audio_output_tokens: int
+    web_searches: int
+    service_tier: str | None
+    region: str | None
+    batch: bool
+    count_method: str
+    cost: int | None
+    currency: str
+    cost_status: str
+    price_source: str | None
+    price_version: str | None
+    line_items: str
+    reported_cost: int | None
+    user_id: str | None
+    team_id: str | None
+    project_id: str | None
+    feature: str | None
+    agent_id: str | None
+    session_id: str | None
+    task_id: str | None
+    environment: str | None
+    cost_center: str | None
+    tags: str | None
+    request_id: str | None
+    reservation_id: str | None
+    trace_id: str | None
+    latency_ms: float | None
+    status: str
+    error_code: str | None
+    final: bool
+    prefix_hashes: list[str] | None
+    parent_id: str | None
+    task_status: str | None
+    metadata: str | None
+    flags: list[str]
+    payload_hash: bytes
+
+
+COLUMNS: Final = tuple(f.name for f in msgspec.structs.fields(PricedEvent) if f.name != "payload_hash")
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A priced event, and what its sender is told besides."""
+
+    event: PricedEvent
+    context_used: int
+    context_limit: int | None
+    warnings: list[str]
+
+
+def payload_hash(event: UsageEvent) -> bytes:
+    """What tells a retry from another event under the same id: everything the sender said, however it was encoded."""
+    return hashlib.blake2b(_PACK(msgspec.structs.astuple(event)[:_FIELDS]), digest_size=16).digest()
+
+
+def priced(
+    event: UsageEvent, *, org: str, event_id: str, arrived_at: datetime, cards: RateCards, limits: Limits
+) -> Receipt:
+    """Validate, count and price an event. Raises SignalError naming the field; nothing is stored then."""
+    timestamp = _time(event.timestamp, arrived_at, limits)
+    found = counts_of(event)
+    card = cards.resolve(event.provider, event.model, timestamp, service_tier=event.service_tier, batch=event.batch)
+    cost = price(card, found.quantities) if card is not None else None
+    _check_bounds(event, limits)
+    return Receipt(
+        event=_columns(event, org, event_id, timestamp, arrived_at, found, card, cost),
+        context_used=found.context_tokens,
+        context_limit=None if card is None else card.context_window,
+        warnings=_warnings(event, card, cost, found),
+    )
+
+
+def _columns(
+    event: UsageEvent,
+    org: str,
+    event_id: str,
+    timestamp: datetime,
+    arrived_at: datetime,
+    found: Normalised,
+    card: RateCard | None,
+    cost: Priced | None,
+) -> PricedEvent:
+    used = found.quantities
+    return PricedEvent(
+        org,
+        event_id,
+        timestamp,
+        arrived_at,
+        event.provider,
+        event.model,
+        used.prompt_tokens,
+        used.completion_tokens,
+        used.cache_read_tokens,
+        used.cache_write_tokens,
+        used.cache_write_1h_tokens,
+        used.reasoning_tokens,
+        found.system_tokens,
+        used.audio_input_tokens,
+        used.audio_output_tokens,
+        used.web_searches,
+        event.service_tier,
+        event.region,
+        event.batch,
+        event.count_method,
+        cost.cost_nanos if cost is not None else None,
+        card.currency if card is not None else event.currency,
+        cost.cost_status if cost is not None else "unpriced",
+        card.source if card is not None else None,
+        card.version if card is not None else None,
+        _line_items(cost.line_items) if cost is not None else "[]",
+        _reported(event, found),
+        event.user_id,
+        event.team_id,
+        event.project_id,
+        event.feature,
+        event.agent_id,
+        event.session_id,
+        event.task_id,
+        event.environment,
+        event.cost_center,
+        _json(event.tags),
+        event.request_id,
+        _reservation(event.reservation_id),
+        event.trace_id,
+        event.latency_ms,
+        event.status,
+        event.error_code,
+        event.final,
+        event.prefix_hashes,
+        event.parent_id,
+        event.task_status,
+        _json(event.metadata),
+        list(found.flags),
+        payload_hash(event),
+    )
+
+
+def _time(stated: datetime | None, arrived_at: datetime, limits: Limits) -> datetime:
+    """R11: a time of its own, not after now plus the margin."""
+    if stated is None:
+        return arrived_at
+    if stated < _EARLIEST:
+        raise invalid("is before the year 2000", field="timestamp")
+    if stated - arrived_at > timedelta(seconds=limits.timestamp_future_max_s):
+        raise invalid(f"is more than {limits.timestamp_future_max_s} s in the future", field="timestamp")
+    return stated.astimezone(UTC)
+
+
+def _check_bounds(event: UsageEvent, limits: Limits) -> None:
+    if event.currency != "USD":
+        raise invalid("only USD is kept so far", field="currency")
+    if event.tags is not None and len(event.tags) > limits.tags_max:
+        raise invalid(f"has more than {limits.tags_max} tags", field="tags")
+    for field in ("metadata", "usage"):
+        value: dict[str, Any] | None = getattr(event, field)
+        if value is not None and len(msgspec.json.encode(value)) > limits.metadata_bytes_max:
+            raise invalid(f"is larger than {limits.metadata_bytes_max} bytes", field=field)
+
+
+def _line_items(items: tuple[LineItem, ...]) -> str:
+    """``[[kind, quantity, rate in nanos per million, cost in nanos], ...]``"""
+    parts = [f'["{i.kind}",{i.quantity},{_number(i.rate_nanos_per_million)},{_number(i.cost_nanos)}]' for i in items]
+    return "[" + ",".join(parts) + "]"
+
+
+def _number(value: int | None) -> str:
+    return "null" if value is None else str(value)
+
+
+def _reported(event: UsageEvent, found: Normalised) -> int | None:
+    if event.reported_cost is None:
+        return found.reported_cost_nanos
+    try:
+        return parse_cost(event.reported_cost)
+    except AmountError as error:
+        raise invalid(str(error), field="reported_cost") from None
+
+
+def _reservation(text: str | None) -> str | None:
+    if text is not None and not _UUID.fullmatch(text):
+        raise invalid("is not a reservation id (a UUID)", field="reservation_id")
+    return text.lower() if text is not None else None
+
+
+def _json(value: dict[str, Any] | None) -> str | None:
+    return msgspec.json.encode(value).decode() if value else None
+
+
+def _warnings(event: UsageEvent, card: RateCard | None, cost: Priced | None, found: Normalised) -> list[str]:
+    warnings = list(found.flags)
+    if card is None:
+        warnings.append(f"unpriced: {event.provider}/{event.model} has no price; the cost is unknown, not zero")
+    elif cost is not None and cost.unpriced_kinds:
+        warnings.append(f"unpriced: no rate for {', '.join(cost.unpriced_kinds)}; the cost is unknown, not zero")
+    if card is not None:
+        warnings.extend(card.notes)
+    return warnings

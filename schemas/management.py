@@ -1,0 +1,88 @@
+"""The agent about itself: health, lag, reconciliation, and the contract it speaks."""
+
+from typing import Any, Literal
+
+from .base import Reply, Request, Time
+
+
+class GetStatus(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the agent is. ``reconcile`` also recomputes the sums of the org (reads every open window)."""
+
+    reconcile: bool = False
+
+
+class IngestStatus(Reply, frozen=True, kw_only=True):
+    """How far PostgreSQL is behind the stream."""
+
+    stream: str
+    stored_messages: int | None
+    oldest_unapplied: Time | None
+    lag_s: float | None
+    applied_events: int
+    duplicates: int
+    dead_letters_open: int | None
+
+
+class ReservationCounts(Reply, frozen=True, kw_only=True):
+    """Live reservations of the org and what they hold."""
+
+    live: int
+    oldest_expires_at: Time | None
+
+
+class Reconciliation(Reply, frozen=True, kw_only=True):
+    """Sums that must be equal. Amounts are in each unit's own measure, cost in USD."""
+
+    ok: bool
+    events: int
+    event_cost: str
+    rollup_cost: str
+    event_tokens: int
+    rollup_tokens: int
+    window_spent: str
+    window_charges: str
+    windows_checked: int
+    windows_differing: int
+    reserved: str
+    live_held: str
+
+
+class Part(Reply, frozen=True, kw_only=True):
+    """One dependency or loop."""
+
+    name: str
+    ok: bool
+    detail: str | None = None
+
+
+class Status(Reply, frozen=True, kw_only=True):
+    """Health, version, lag, live reservations, reconciliation results."""
+
+    healthy: bool
+    version: str
+    contract: str
+    instance: str
+    org: str
+    started_at: Time
+    now: Time
+    parts: list[Part]
+    ingest: IngestStatus
+    reservations: ReservationCounts | None
+    requests: dict[str, Any]
+    outbox_pending: int | None
+    reconciliation: Reconciliation | None = None
+
+
+class Describe(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The contract: an AsyncAPI 3 document with JSON Schemas, or the schemas of one signal."""
+
+    format: Literal["asyncapi", "signals"] = "asyncapi"
+    signal: str | None = None
+
+
+class Description(Reply, frozen=True, kw_only=True):
+    """``document`` is the AsyncAPI document, or the list of signals with their schemas."""
+
+    contract: str
+    format: str
+    document: dict[str, Any]

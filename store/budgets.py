@@ -1,0 +1,162 @@
+"""Rows of ``budget`` and the catalogue lock. A catalogue is everything of an org that decisions are made from."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+from store.pool import Connection
+from store.sql import queries
+
+_SQL = queries("budgets")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetRow:
+    """A budget as stored. ``base_limit`` is in the unit's integer measure; ``filters`` and policies are plain JSON."""
+
+    org_id: str
+    budget_id: str
+    version: int
+    name: str
+    type: str
+    entity_id: str
+    filters: dict[str, str]
+    unit: str
+    currency: str | None
+    period: str
+    timezone: str
+    base_limit: int
+    overage_percent: int
+    enforcement: str
+    alert_thresholds: tuple[int, ...]
+    rollover_policy: str
+    rollover_percent: int
+    override_policy: dict[str, Any]
+    on_expiry: str
+    preferred_models: tuple[str, ...]
+    fallback_model: str | None
+    active: bool
+    counting_since: datetime
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def blocking(self) -> bool:
+        """Whether the budget refuses what does not fit."""
+        return self.enforcement == "block"
+
+
+def _row(record: asyncpg.Record) -> BudgetRow:
+    values = dict(record)
+    values["budget_id"] = str(values["budget_id"])
+    for name in ("filters", "override_policy"):
+        values[name] = json.loads(values[name])
+    for name in ("alert_thresholds", "preferred_models"):
+        values[name] = tuple(values[name])
+    return BudgetRow(**values)
+
+
+async def lock_shared(connection: Connection, org: str) -> int:
+    """Take the org's catalogue lock as a reader; returns the catalogue version (R1, R2)."""
+    await connection.execute(_SQL["lock_shared"], org)
+    return await version(connection, org)
+
+
+async def lock_exclusive(connection: Connection, org: str) -> None:
+    """Take the org's catalogue lock as a changer: no decision runs until this transaction ends."""
+    await connection.execute(_SQL["lock_exclusive"], org)
+
+
+async def version(connection: Connection, org: str) -> int:
+    """The catalogue's version; 0 before the first change."""
+    return await connection.fetchval(_SQL["version"], org) or 0
+
+
+async def bump(connection: Connection, org: str) -> int:
+    """Mark the catalogue as changed. The exclusive lock is held."""
+    return await connection.fetchval(_SQL["bump"], org)
+
+
+async def clock(connection: Connection) -> datetime:
+    """PostgreSQL's clock, the only one that decides (R3)."""
+    return await connection.fetchval("SELECT ledger_clock()")
+
+
+async def load(connection: Connection, org: str) -> list[BudgetRow]:
+    """Every budget of the org, inactive ones included."""
+    return [_row(record) for record in await connection.fetch(_SQL["load"], org)]
+
+
+async def load_settings(connection: Connection, org: str) -> dict[str, Any]:
+    """The org's settings by key."""
+    return {row["key"]: json.loads(row["value"]) for row in await connection.fetch(_SQL["load_settings"], org)}
+
+
+async def put_setting(connection: Connection, org: str, key: str, value: Any) -> None:
+    """Store one setting. The exclusive lock is held and the catalogue bumped by the caller."""
+    await connection.execute(_SQL["put_setting"], org, key, json.dumps(value))
+
+
+async def find(connection: Connection, org: str, budget_id: str) -> BudgetRow | None:
+    """One budget."""
+    record = await connection.fetchrow(_SQL["find"], org, budget_id)
+    return _row(record) if record else None
+
+
+async def insert(connection: Connection, row: BudgetRow) -> None:
+    """Store a new budget. Raises asyncpg.UniqueViolationError where the name is taken."""
+    await connection.execute(_SQL["insert"], *_values(row))
+
+
+async def update(connection: Connection, row: BudgetRow) -> None:
+    """Store the changeable fields of a budget, with its new version."""
+    values = _values(row)
+    await connection.execute(_SQL["update"], *values)
+
+
+def _values(row: BudgetRow) -> list[Any]:
+    return [
+        row.org_id,
+        row.budget_id,
+        row.version,
+        row.name,
+        row.type,
+        row.entity_id,
+        json.dumps(row.filters),
+        row.unit,
+        row.currency,
+        row.period,
+        row.timezone,
+        row.base_limit,
+        row.overage_percent,
+        row.enforcement,
+        list(row.alert_thresholds),
+        row.rollover_policy,
+        row.rollover_percent,
+        json.dumps(row.override_policy),
+        row.on_expiry,
+        list(row.preferred_models),
+        row.fallback_model,
+        row.active,
+        row.counting_since,
+        row.created_at,
+        row.updated_at,
+    ]
+
+
+async def listing(
+    connection: Connection,
+    org: str,
+    *,
+    type_: str | None,
+    entity_id: str | None,
+    active: bool | None,
+    after_name: str,
+    limit: int,
+) -> list[BudgetRow]:
+    """Budgets by name after ``after_name``."""
+    records = await connection.fetch(_SQL["listing"], org, type_, entity_id, active, after_name, limit)
+    return [_row(record) for record in records]

@@ -1,0 +1,74 @@
+-- name: admit
+WITH sums AS (
+    UPDATE budget_window w SET reserved = n.reserved, high_limit = n.high_limit
+    FROM unnest($2::bigint[], $3::bigint[], $4::bigint[]) AS n (window_id, reserved, high_limit)
+    WHERE w.org_id = $1 AND w.window_id = n.window_id
+)
+INSERT INTO reservation (org_id, reservation_id, request_id, body_hash, decided_at, expires_at, provider, model,
+    attribution, estimated_cost, estimated_tokens, window_ids, held, caller)
+SELECT $1, n.id, n.request_id, n.body_hash, $5, $5 + n.ttl_s * interval '1 second', n.provider, n.model,
+    n.attribution::jsonb, n.cost, n.tokens, n.window_ids::bigint[], n.held::bigint[], n.caller
+FROM unnest($6::uuid[], $7::text[], $8::bytea[], $9::integer[], $10::text[], $11::text[], $12::text[], $13::bigint[],
+    $14::bigint[], $15::text[], $16::text[], $17::text[])
+    AS n (id, request_id, body_hash, ttl_s, provider, model, attribution, cost, tokens, window_ids, held, caller)
+
+-- name: lock_requests
+SELECT * FROM reservation WHERE org_id = $1 AND request_id = ANY ($2::text[]) AND NOT superseded
+ORDER BY reservation_id FOR UPDATE
+
+-- name: any_request
+SELECT EXISTS (SELECT FROM reservation WHERE org_id = $1 AND request_id = ANY ($2::text[]) AND NOT superseded)
+
+-- name: supersede
+UPDATE reservation SET superseded = true
+WHERE org_id = $1 AND reservation_id = ANY ($2::uuid[]) AND status IN ('released', 'expired')
+
+-- name: find_ids
+SELECT * FROM reservation WHERE org_id = $1 AND reservation_id = ANY ($2::uuid[])
+UNION
+SELECT * FROM reservation WHERE org_id = $1 AND request_id = ANY ($3::text[]) AND NOT superseded
+
+-- name: lock
+SELECT * FROM reservation WHERE org_id = $1 AND reservation_id = ANY ($2::uuid[]) ORDER BY reservation_id FOR UPDATE
+
+-- name: close
+UPDATE reservation SET status = $3, closed_at = $4
+WHERE org_id = $1 AND reservation_id = ANY ($2::uuid[]) AND status = 'live'
+RETURNING reservation_id
+
+-- name: expire
+UPDATE reservation r SET status = 'expired', closed_at = $5, presumed = n.presumed, held = n.held::bigint[]
+FROM unnest($2::uuid[], $3::boolean[], $4::text[]) AS n (reservation_id, presumed, held)
+WHERE r.org_id = $1 AND r.reservation_id = n.reservation_id AND r.status = 'live'
+
+-- name: settle_presumed
+UPDATE reservation SET presumed = false, status = 'settled'
+WHERE org_id = $1 AND reservation_id = ANY ($2::uuid[]) AND status = 'expired' AND presumed
+
+-- name: write_held
+UPDATE reservation r SET held = n.held::bigint[]
+FROM unnest($2::uuid[], $3::text[]) AS n (reservation_id, held)
+WHERE r.org_id = $1 AND r.reservation_id = n.reservation_id AND r.status = 'live'
+
+-- name: extend
+UPDATE reservation SET expires_at = $3, provider = $4, model = $5, estimated_cost = $6, estimated_tokens = $7,
+    window_ids = $8, held = $9
+WHERE org_id = $1 AND reservation_id = $2 AND status = 'live'
+
+-- name: expired
+SELECT reservation_id FROM reservation
+WHERE org_id = $1 AND status = 'live' AND expires_at < $2 ORDER BY expires_at LIMIT $3
+
+-- name: orgs_with_expired
+SELECT DISTINCT org_id FROM reservation WHERE status = 'live' AND expires_at < $1 ORDER BY org_id
+
+-- name: listing
+SELECT * FROM reservation
+WHERE org_id = $1 AND ($2::text IS NULL OR status = $2) AND ($3::text IS NULL OR request_id = $3)
+  AND ($4::uuid IS NULL OR window_ids && ARRAY(
+        SELECT window_id FROM budget_window WHERE org_id = $1 AND budget_id = $4))
+  AND reservation_id < $5
+ORDER BY reservation_id DESC LIMIT $6
+
+-- name: live_counts
+SELECT count(*) AS live, min(expires_at) AS oldest FROM reservation WHERE org_id = $1 AND status = 'live'

@@ -1,0 +1,36 @@
+-- name: claim_ids
+INSERT INTO usage_id (org_id, id, payload_hash, arrived_at)
+SELECT $1, n.id, n.payload_hash, n.arrived_at
+FROM unnest($2::text[], $3::bytea[], $4::timestamptz[]) AS n (id, payload_hash, arrived_at)
+ON CONFLICT (org_id, id) DO NOTHING RETURNING id
+
+-- name: hashes_of
+SELECT id, payload_hash FROM usage_id WHERE org_id = $1 AND id = ANY ($2::text[])
+
+-- name: first_unpriced
+INSERT INTO unpriced_model (org_id, provider, model, day, usage_id)
+SELECT $1, n.provider, n.model, n.day, n.usage_id
+FROM unnest($2::text[], $3::text[], $4::date[], $5::text[]) AS n (provider, model, day, usage_id)
+ORDER BY n.day, n.provider, n.model
+ON CONFLICT DO NOTHING RETURNING provider, model
+
+-- name: rollup_measures
+sum(requests)::bigint AS requests,
+sum(requests) FILTER (WHERE status <> 'ok')::bigint AS errors,
+sum(prompt_tokens)::bigint AS prompt_tokens, sum(completion_tokens)::bigint AS completion_tokens,
+sum(cache_read_tokens)::bigint AS cache_read_tokens, sum(cache_write_tokens)::bigint AS cache_write_tokens,
+sum(reasoning_tokens)::bigint AS reasoning_tokens,
+sum(requests) FILTER (WHERE cost_status = 'unpriced')::bigint AS unpriced_requests,
+sum(requests) FILTER (WHERE reserved)::bigint AS reserved_requests,
+sum(cost)::bigint AS cost, sum(latency_count)::bigint AS latency_count, sum(latency_us_sum)::bigint AS latency_us_sum
+
+-- name: event_measures
+count(*) FILTER (WHERE final)::bigint AS requests,
+count(*) FILTER (WHERE final AND status <> 'ok')::bigint AS errors,
+sum(prompt_tokens)::bigint AS prompt_tokens, sum(completion_tokens)::bigint AS completion_tokens,
+sum(cache_read_tokens)::bigint AS cache_read_tokens, sum(cache_write_tokens)::bigint AS cache_write_tokens,
+sum(reasoning_tokens)::bigint AS reasoning_tokens,
+count(*) FILTER (WHERE final AND cost_status = 'unpriced')::bigint AS unpriced_requests,
+count(*) FILTER (WHERE final AND reserved)::bigint AS reserved_requests,
+coalesce(sum(cost), 0)::bigint AS cost, count(latency_ms)::bigint AS latency_count,
+coalesce(sum(round(latency_ms * 1000)), 0)::bigint AS latency_us_sum

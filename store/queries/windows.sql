@@ -1,0 +1,49 @@
+-- name: open_admission
+SELECT * FROM admission_open($1, $2, $3)
+
+-- name: lock
+SELECT * FROM budget_window WHERE org_id = $1 AND window_id = ANY ($2::bigint[]) ORDER BY window_id FOR UPDATE
+
+-- name: by_id
+SELECT * FROM budget_window WHERE org_id = $1 AND window_id = ANY ($2::bigint[])
+
+-- name: write_sums
+UPDATE budget_window w
+SET spent = n.spent, reserved = n.reserved, overrun = n.overrun, high_limit = n.high_limit
+FROM unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
+    AS n (window_id, spent, reserved, overrun, high_limit)
+WHERE w.org_id = $1 AND w.window_id = n.window_id
+
+-- name: mark_fired
+UPDATE budget_window SET thresholds_fired = thresholds_fired || $3::integer[] WHERE org_id = $1 AND window_id = $2
+
+-- name: mark_exceeded
+UPDATE budget_window SET exceeded_at = ledger_clock()
+WHERE org_id = $1 AND window_id = ANY ($2::bigint[]) AND exceeded_at IS NULL
+RETURNING window_id
+
+-- name: find
+SELECT w.* FROM budget_window w
+JOIN unnest($2::uuid[], $3::text[], $4::timestamptz[]) AS k (budget_id, entity_id, starts_at)
+  ON w.budget_id = k.budget_id AND w.entity_id = k.entity_id AND w.starts_at = k.starts_at
+WHERE w.org_id = $1
+
+-- name: latest_before
+SELECT * FROM budget_window
+WHERE org_id = $1 AND budget_id = $2 AND entity_id = $3 AND starts_at < $4
+ORDER BY starts_at DESC LIMIT 1 FOR UPDATE
+
+-- name: create
+INSERT INTO budget_window (org_id, budget_id, entity_id, starts_at, ends_at, carry, high_limit, backfilled, spent, overrun)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8, $9)
+ON CONFLICT (org_id, budget_id, entity_id, starts_at) DO NOTHING
+
+-- name: of_budget
+SELECT * FROM budget_window
+WHERE org_id = $1 AND budget_id = $2 AND starts_at <= $3 AND (ends_at IS NULL OR ends_at > $3)
+ORDER BY entity_id LIMIT $4
+
+-- name: set_blocking
+UPDATE budget_window
+SET high_limit = CASE WHEN $3::bigint IS NULL THEN NULL ELSE greatest($3 + carry, spent - overrun + reserved) END
+WHERE org_id = $1 AND budget_id = $2

@@ -1,0 +1,216 @@
+"""Rows of ``reservation``: an amount set aside before a call, with an owner and an expiry."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from store.pool import Connection
+from store.sql import queries
+
+_SQL = queries("reservations")
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationRow:
+    """A reservation as stored. ``held`` is aligned with ``window_ids``; amounts in each window's own measure."""
+
+    org_id: str
+    reservation_id: str
+    request_id: str
+    body_hash: bytes
+    status: str
+    superseded: bool
+    presumed: bool
+    decided_at: datetime
+    expires_at: datetime
+    closed_at: datetime | None
+    provider: str | None
+    model: str | None
+    attribution: dict[str, Any]
+    estimated_cost: int | None
+    estimated_tokens: int
+    window_ids: list[int]
+    held: list[int]
+    caller: str | None
+
+
+def _row(record: Any) -> ReservationRow:
+    values = dict(record)
+    values["reservation_id"] = str(values["reservation_id"])
+    values["attribution"] = json.loads(values["attribution"])
+    return ReservationRow(**values)
+
+
+@dataclass(slots=True)
+class NewReservations:
+    """Columns of reservations to insert, one list per column; ``window_ids`` and ``held`` as PostgreSQL arrays."""
+
+    ids: list[str]
+    request_ids: list[str]
+    body_hashes: list[bytes]
+    ttls_s: list[int]
+    providers: list[str | None]
+    models: list[str | None]
+    attributions: list[str]
+    costs: list[int | None]
+    tokens: list[int]
+    window_ids: list[str]
+    held: list[str]
+    callers: list[str | None]
+
+    @classmethod
+    def empty(cls) -> "NewReservations":
+        """No rows."""
+        return cls([], [], [], [], [], [], [], [], [], [], [], [])
+
+
+async def admit(
+    connection: Connection,
+    org: str,
+    *,
+    decided_at: datetime,
+    window_ids: Sequence[int],
+    reserved: Sequence[int],
+    high_limits: Sequence[int | None],
+    new: NewReservations,
+) -> None:
+    """Write a decided batch: the windows' reserved sums and the reservations. One statement.
+
+    Raises asyncpg.UniqueViolationError where a request id already has a reservation.
+    """
+    await connection.execute(
+        _SQL["admit"],
+        org,
+        window_ids,
+        reserved,
+        high_limits,
+        decided_at,
+        new.ids,
+        new.request_ids,
+        new.body_hashes,
+        new.ttls_s,
+        new.providers,
+        new.models,
+        new.attributions,
+        new.costs,
+        new.tokens,
+        new.window_ids,
+        new.held,
+        new.callers,
+    )
+
+
+async def lock_requests(connection: Connection, org: str, request_ids: Sequence[str]) -> dict[str, ReservationRow]:
+    """The newest reservation of each request id, locked in key order."""
+    rows = [_row(r) for r in await connection.fetch(_SQL["lock_requests"], org, sorted(request_ids))]
+    return {row.request_id: row for row in rows}
+
+
+async def any_request(connection: Connection, org: str, request_ids: Sequence[str]) -> bool:
+    """Whether any of these request ids has a reservation."""
+    return bool(await connection.fetchval(_SQL["any_request"], org, request_ids))
+
+
+async def supersede(connection: Connection, org: str, reservation_ids: Sequence[str]) -> None:
+    """Let a newer reservation take the request id of closed ones."""
+    await connection.execute(_SQL["supersede"], org, reservation_ids)
+
+
+async def find_ids(
+    connection: Connection, org: str, reservation_ids: Sequence[str], request_ids: Sequence[str]
+) -> list[ReservationRow]:
+    """Reservations by id or by request id (the newest of it), not locked: what identifies them never changes."""
+    return [_row(r) for r in await connection.fetch(_SQL["find_ids"], org, reservation_ids, request_ids)]
+
+
+async def lock(connection: Connection, org: str, reservation_ids: Sequence[str]) -> dict[str, ReservationRow]:
+    """Reservations by id, locked in key order."""
+    rows = [_row(r) for r in await connection.fetch(_SQL["lock"], org, sorted(set(reservation_ids)))]
+    return {row.reservation_id: row for row in rows}
+
+
+async def close(connection: Connection, org: str, *, ids: Sequence[str], status: str, closed_at: datetime) -> list[str]:
+    """Close live reservations; returns those that were live. Their ``held`` stays as the record of what it was."""
+    records = await connection.fetch(_SQL["close"], org, ids, status, closed_at)
+    return [str(record["reservation_id"]) for record in records]
+
+
+async def expire(
+    connection: Connection,
+    org: str,
+    *,
+    ids: Sequence[str],
+    presumed: Sequence[bool],
+    held: Sequence[Sequence[int]],
+    closed_at: datetime,
+) -> None:
+    """Expire locked live reservations; ``held`` becomes what was presumed spent where ``presumed``."""
+    texts = [_array(amounts) for amounts in held]
+    await connection.execute(_SQL["expire"], org, ids, presumed, texts, closed_at)
+
+
+async def settle_presumed(connection: Connection, org: str, ids: Sequence[str]) -> None:
+    """The outcome of expired reservations is known now: the presumed charge was replaced."""
+    await connection.execute(_SQL["settle_presumed"], org, ids)
+
+
+async def write_held(connection: Connection, org: str, *, ids: Sequence[str], held: Sequence[Sequence[int]]) -> None:
+    """Replace what live reservations hold."""
+    await connection.execute(_SQL["write_held"], org, ids, [_array(amounts) for amounts in held])
+
+
+async def extend(
+    connection: Connection,
+    org: str,
+    reservation_id: str,
+    *,
+    expires_at: datetime,
+    provider: str | None,
+    model: str | None,
+    cost: int | None,
+    tokens: int,
+    window_ids: Sequence[int],
+    held: Sequence[int],
+) -> None:
+    """Store a decided change of a locked live reservation."""
+    await connection.execute(
+        _SQL["extend"], org, reservation_id, expires_at, provider, model, cost, tokens, list(window_ids), list(held)
+    )
+
+
+async def expired(connection: Connection, org: str, before: datetime, limit: int) -> list[str]:
+    """Ids of live reservations that expired before ``before``, oldest first."""
+    return [str(r["reservation_id"]) for r in await connection.fetch(_SQL["expired"], org, before, limit)]
+
+
+async def orgs_with_expired(connection: Connection, before: datetime) -> list[str]:
+    """Orgs that have live reservations which expired before ``before``."""
+    return [r["org_id"] for r in await connection.fetch(_SQL["orgs_with_expired"], before)]
+
+
+async def listing(
+    connection: Connection,
+    org: str,
+    *,
+    status: str | None,
+    request_id: str | None,
+    budget_id: str | None,
+    before_id: str,
+    limit: int,
+) -> list[ReservationRow]:
+    """Reservations by id, newest first (ids are time-ordered), before ``before_id``."""
+    records = await connection.fetch(_SQL["listing"], org, status, request_id, budget_id, before_id, limit)
+    return [_row(record) for record in records]
+
+
+async def live_counts(connection: Connection, org: str) -> tuple[int, datetime | None]:
+    """How many reservations are live, and the earliest expiry among them."""
+    record = await connection.fetchrow(_SQL["live_counts"], org)
+    assert record is not None
+    return record["live"], record["oldest"]
+
+
+def _array(amounts: Sequence[int]) -> str:
+    return "{" + ",".join(map(str, amounts)) + "}"

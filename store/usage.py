@@ -1,0 +1,112 @@
+"""Rows of ``usage_id`` (the dedup authority, R10) and ``usage_event`` (append-only)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+from store.pool import Connection
+from store.sql import queries
+
+_SQL = queries("usage")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageQuery:
+    """A half-open range of usage, by attributes; ``filters`` maps columns to LIKE patterns."""
+
+    org: str
+    start: datetime | None
+    end: datetime | None
+    filters: dict[str, str]
+
+
+async def claim_ids(
+    connection: Connection, org: str, *, ids: Sequence[str], hashes: Sequence[bytes], arrived_at: Sequence[datetime]
+) -> set[str]:
+    """Claim event ids; returns those nobody had. Only these may have any effect."""
+    records = await connection.fetch(_SQL["claim_ids"], org, ids, hashes, arrived_at)
+    return {record["id"] for record in records}
+
+
+async def hashes_of(connection: Connection, org: str, ids: Sequence[str]) -> dict[str, bytes]:
+    """Payload hashes of claimed ids."""
+    records = await connection.fetch(_SQL["hashes_of"], org, ids)
+    return {record["id"]: record["payload_hash"] for record in records}
+
+
+async def insert_events(connection: Connection, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Append events."""
+    await connection.copy_records_to_table("usage_event", records=rows, columns=list(columns))
+
+
+async def first_unpriced(
+    connection: Connection, org: str, models: Sequence[tuple[str, str, date, str]]
+) -> set[tuple[str, str]]:
+    """Remember models without a price (provider, model, day, usage id); returns those new for their day."""
+    providers, names, days, ids = (list(column) for column in zip(*models, strict=True))
+    records = await connection.fetch(_SQL["first_unpriced"], org, providers, names, days, ids)
+    return {(record["provider"], record["model"]) for record in records}
+
+
+async def page(
+    connection: Connection, query: UsageQuery, *, before: tuple[datetime, str] | None, limit: int
+) -> list[dict[str, Any]]:
+    """Raw events, newest first, before a (timestamp, id)."""
+    where, args = _where(query)
+    if before is not None:
+        args += list(before)
+        where += f' AND ("timestamp", id) < (${len(args) - 1}, ${len(args)})'
+    args.append(limit)
+    sql = f'SELECT * FROM usage_event WHERE {where} ORDER BY "timestamp" DESC, id DESC LIMIT ${len(args)}'
+    records = await connection.fetch(sql, *args)
+    return [_decode(dict(record)) for record in records]
+
+
+def _decode(values: dict[str, Any]) -> dict[str, Any]:
+    for name in ("line_items", "tags", "metadata"):
+        values[name] = json.loads(values[name]) if values[name] is not None else None
+    if values["reservation_id"] is not None:
+        values["reservation_id"] = str(values["reservation_id"])
+    return values
+
+
+def _where(query: UsageQuery, time_column: str = '"timestamp"') -> tuple[str, list[Any]]:
+    """Column names come from the contract's own field names, never from a payload."""
+    parts, args = ["org_id = $1"], [query.org]
+    values: list[Any] = list(args)
+    for operator, bound in ((">=", query.start), ("<", query.end)):
+        if bound is not None:
+            values.append(bound)
+            parts.append(f"{time_column} {operator} ${len(values)}")
+    for column, pattern in sorted(query.filters.items()):
+        values.append(pattern)
+        parts.append(f"{column} LIKE ${len(values)}")
+    return " AND ".join(parts), values
+
+
+async def sums(
+    connection: Connection,
+    query: UsageQuery,
+    *,
+    table: str,
+    bucket: str,
+    timezone: str,
+    group_by: Sequence[str],
+    limit: int | None,
+) -> list[dict[str, Any]]:
+    """Sums by calendar bucket (a ``date_trunc`` unit, or ``total``) and dimensions, from rollups or raw events."""
+    time_column = "bucket" if table == "usage_rollup" else '"timestamp"'
+    where, args = _where(query, time_column)
+    window = "NULL::timestamptz"
+    if bucket != "total":
+        args += [bucket, timezone]
+        window = f"date_trunc(${len(args) - 1}, {time_column}, ${len(args)})"
+    keys = ", ".join(["1", *group_by]) if group_by else "1"
+    ordering = "1, cost DESC" + "".join(f", {name}" for name in group_by)
+    tail = f" LIMIT {int(limit)}" if limit is not None else ""
+    measures = _SQL["rollup_measures" if table == "usage_rollup" else "event_measures"]
+    select = ", ".join([f"{window} AS bucket_start", *group_by, measures])
+    sql = f"SELECT {select} FROM {table} WHERE {where} GROUP BY {keys} ORDER BY {ordering}{tail}"
+    return [dict(record) for record in await connection.fetch(sql, *args)]

@@ -1,0 +1,145 @@
+"""Rows of ``budget_window``: one period of one budget for one entity."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from store.pool import Connection
+from store.sql import queries
+
+_SQL = queries("windows")
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRow:
+    """Sums of a window in the budget's integer measure."""
+
+    org_id: str
+    window_id: int
+    budget_id: str
+    entity_id: str
+    starts_at: datetime
+    ends_at: datetime | None
+    carry: int
+    backfilled: int
+    spent: int
+    reserved: int
+    overrun: int
+    high_limit: int | None
+    thresholds_fired: tuple[int, ...]
+    exceeded_at: datetime | None
+
+
+def _row(record: Any) -> WindowRow:
+    values = dict(record)
+    values["budget_id"] = str(values["budget_id"])
+    values["thresholds_fired"] = tuple(values["thresholds_fired"])
+    return WindowRow(**values)
+
+
+@dataclass(slots=True)
+class Opened:
+    """What ``admission_open`` returns: the clock, the catalogue version and, if current, the locked sums."""
+
+    decided_at: datetime
+    version: int
+    window_ids: list[int]
+    spent: list[int]
+    reserved: list[int]
+    overrun: list[int]
+    high_limits: list[int | None]
+    carries: list[int]
+    exceeded: list[bool]
+
+
+async def open_admission(connection: Connection, org: str, version: int, window_ids: Sequence[int]) -> Opened:
+    """Lock the catalogue as a reader, then the windows in key order, and read the clock; one round trip."""
+    record = await connection.fetchrow(_SQL["open_admission"], org, version, window_ids)
+    assert record is not None
+    decided_at, at_version, *columns = record
+    lists: list[list[Any]] = [column or [] for column in columns]
+    return Opened(decided_at, at_version, *lists)
+
+
+async def lock(connection: Connection, org: str, window_ids: Sequence[int]) -> list[WindowRow]:
+    """Lock windows in key order; the last class of locks in every transaction (R1)."""
+    return [_row(r) for r in await connection.fetch(_SQL["lock"], org, sorted(window_ids))]
+
+
+async def write_sums(
+    connection: Connection,
+    org: str,
+    *,
+    window_ids: Sequence[int],
+    spent: Sequence[int],
+    reserved: Sequence[int],
+    overrun: Sequence[int],
+    high_limits: Sequence[int | None],
+) -> None:
+    """Replace the sums of locked windows."""
+    await connection.execute(_SQL["write_sums"], org, window_ids, spent, reserved, overrun, high_limits)
+
+
+async def mark_fired(connection: Connection, org: str, window_id: int, thresholds: Sequence[int]) -> None:
+    """Remember thresholds that fired in a locked window."""
+    await connection.execute(_SQL["mark_fired"], org, window_id, thresholds)
+
+
+async def mark_exceeded(connection: Connection, org: str, window_ids: Sequence[int]) -> list[int]:
+    """Remember that windows are full; returns those for which this is news."""
+    return [r["window_id"] for r in await connection.fetch(_SQL["mark_exceeded"], org, window_ids)]
+
+
+async def find(
+    connection: Connection, org: str, keys: Sequence[tuple[str, str, datetime]]
+) -> dict[tuple[str, str, datetime], WindowRow]:
+    """Windows by (budget, entity, start)."""
+    records = await connection.fetch(
+        _SQL["find"], org, [k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys]
+    )
+    rows = [_row(record) for record in records]
+    return {(row.budget_id, row.entity_id, row.starts_at): row for row in rows}
+
+
+async def latest_before(
+    connection: Connection, org: str, budget_id: str, entity_id: str, starts_at: datetime
+) -> WindowRow | None:
+    """The newest window of a budget and entity before ``starts_at``, locked."""
+    record = await connection.fetchrow(_SQL["latest_before"], org, budget_id, entity_id, starts_at)
+    return _row(record) if record else None
+
+
+async def create(
+    connection: Connection,
+    org: str,
+    *,
+    budget_id: str,
+    entity_id: str,
+    starts_at: datetime,
+    ends_at: datetime | None,
+    carry: int,
+    high_limit: int | None,
+    backfilled: int = 0,
+    overrun: int = 0,
+) -> None:
+    """Create a window unless it exists: whoever comes first decides its carry."""
+    await connection.execute(
+        _SQL["create"], org, budget_id, entity_id, starts_at, ends_at, carry, high_limit, backfilled, overrun
+    )
+
+
+async def of_budget(connection: Connection, org: str, budget_id: str, at: datetime, limit: int) -> list[WindowRow]:
+    """The windows of a budget that hold ``at``, by entity."""
+    return [_row(r) for r in await connection.fetch(_SQL["of_budget"], org, budget_id, at, limit)]
+
+
+async def by_id(connection: Connection, org: str, window_ids: Sequence[int]) -> dict[int, WindowRow]:
+    """Windows by id, not locked."""
+    rows = [_row(r) for r in await connection.fetch(_SQL["by_id"], org, window_ids)]
+    return {row.window_id: row for row in rows}
+
+
+async def set_blocking(connection: Connection, org: str, budget_id: str, *, limit: int | None) -> None:
+    """Give every window of a budget a high limit (it blocks from now on), or none where ``limit`` is null."""
+    await connection.execute(_SQL["set_blocking"], org, budget_id, limit)
