@@ -202,7 +202,8 @@ class BusClient(Client):
             nats.errors.FlushTimeoutError: no answer in time.
             nats.errors.ConnectionClosedError, nats.errors.ConnectionReconnectingError: there is no connection.
         """
-        self._check_open()
+        if self.is_closed:
+            raise errors.ConnectionClosedError
         if not self.is_connected:
             raise errors.ConnectionReconnectingError
         done = asyncio.get_running_loop().create_future()
@@ -408,7 +409,7 @@ async def connect(
     settings = settings or BusSettings()
     instance = instance or secrets.token_hex(6)
     client = BusClient(settings, listeners)
-    refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    refused: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
     attempt = asyncio.ensure_future(
         client.connect(
             servers,
@@ -434,10 +435,11 @@ async def connect(
             attempt.cancel()
             await asyncio.gather(attempt, return_exceptions=True)
             await client.close()
-    raise ConnectFailed(f"no connection to the bus: {client.last_connect_error or 'no answer'}")
+    cause = refused.result() if refused.done() else client.last_connect_error
+    raise ConnectFailed(f"no connection to the bus: {cause or 'no answer'}")
 
 
-def _callbacks(client: BusClient, refused: "asyncio.Future[None]") -> dict[str, Any]:
+def _callbacks(client: BusClient, refused: "asyncio.Future[Exception]") -> dict[str, Any]:
     """The coroutines nats-py wants, around the plain listeners; `refused` is set when a server refuses us."""
     heard = client.listeners
 
@@ -445,7 +447,7 @@ def _callbacks(client: BusClient, refused: "asyncio.Future[None]") -> dict[str, 
         client.last_connect_error = error
         client.report(error)
         if not refused.done() and any(text in str(error).lower() for text in REFUSED):
-            refused.set_result(None)
+            refused.set_result(error)
 
     async def on_disconnected() -> None:
         _call_each(heard.disconnected)

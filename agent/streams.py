@@ -27,7 +27,9 @@ from schemas.subjects import (
     AGENT_INGEST_PREFIX,
     APPLY_CONSUMER,
     DEAD_LETTER_STREAM,
+    EVENT_PREFIX,
     EVENTS_STREAM,
+    USAGE_PREFIX,
     USAGE_STREAM,
 )
 
@@ -75,6 +77,8 @@ class StreamSettings:
     ack_wait_s: int = 60
     max_ack_pending: int = 20_000
     max_waiting: int = 512
+    single_account: bool = False
+    """Whether callers share the agent's account: then the streams capture the callers' own subjects."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +144,7 @@ def stream_configs(settings: StreamSettings) -> list[dict[str, Any]]:
     }
     usage = {
         "name": USAGE_STREAM,
-        "subjects": [f"{AGENT_INGEST_PREFIX}.>", f"{AGENT_BATCH_PREFIX}.*"],
+        "subjects": [f"{AGENT_INGEST_PREFIX}.>", f"{AGENT_BATCH_PREFIX}.*", *_own(settings, f"{USAGE_PREFIX}.>")],
         "retention": "workqueue",
         "discard": "new",
         "max_bytes": settings.usage_bytes_max,
@@ -151,7 +155,7 @@ def stream_configs(settings: StreamSettings) -> list[dict[str, Any]]:
     }
     events = {
         "name": EVENTS_STREAM,
-        "subjects": [f"{AGENT_EVENT_PREFIX}.>"],
+        "subjects": [f"{AGENT_EVENT_PREFIX}.>", *_own(settings, f"{EVENT_PREFIX}.>")],
         "retention": "limits",
         "discard": "old",
         "max_bytes": settings.events_bytes_max,
@@ -171,6 +175,10 @@ def stream_configs(settings: StreamSettings) -> list[dict[str, Any]]:
         "max_age": settings.dead_letter_age_s * NANOS,
     }
     return [{**common, **stream} for stream in (usage, events, dead_letters)]
+
+
+def _own(settings: StreamSettings, subject: str) -> list[str]:
+    return [subject] if settings.single_account else []
 
 
 def consumer_config(settings: StreamSettings) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What every handler is given: the caller, and the services that reach the outside."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -86,7 +86,7 @@ class Services:
     indexes: dict[str, WindowIndex] = field(default_factory=dict[str, WindowIndex])
     outbox_ready: asyncio.Event = field(default_factory=asyncio.Event)
     sink: UsageSink | None = None
-    status: Callable[[], dict[str, Any]] = dict
+    status: Callable[[], Awaitable[dict[str, Any]]] | None = None
     contract: Callable[[], dict[str, Any]] = dict
 
     def index(self, org: str) -> WindowIndex:

@@ -16,3 +16,8 @@ def queries(topic: str) -> dict[str, str]:
     marks = list(_NAME.finditer(text))
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     return {mark[1]: text[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True)}
+
+
+def like_pattern(pattern: str) -> str:
+    """A filter's pattern, in which only ``*`` is special, for LIKE."""
+    return pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("*", "%")

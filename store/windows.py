@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from store.budgets import BudgetRow
 from store.pool import Connection
-from store.sql import queries
+from store.sql import like_pattern, queries
 
 _SQL = queries("windows")
+# The attributes a budget may filter on, in the order the statement ``charged`` takes them.
+FILTER_FIELDS = ("provider", "model", "feature", "environment", "agent_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,17 @@ class WindowRow:
     high_limit: int | None
     thresholds_fired: tuple[int, ...]
     exceeded_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewWindow:
+    """A window to create for one entity, with what was spent in it before."""
+
+    entity_id: str
+    carry: int
+    high_limit: int | None
+    spent: int
+    overrun: int
 
 
 def _row(record: Any) -> WindowRow:
@@ -143,3 +157,46 @@ async def by_id(connection: Connection, org: str, window_ids: Sequence[int]) -> 
 async def set_blocking(connection: Connection, org: str, budget_id: str, *, limit: int | None) -> None:
     """Give every window of a budget a high limit (it blocks from now on), or none where ``limit`` is null."""
     await connection.execute(_SQL["set_blocking"], org, budget_id, limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Charged:
+    """What applied events of one entity took from a budget; ``later_at`` is the minute of those after the window."""
+
+    entity_id: str
+    later_at: datetime | None
+    amount: int
+
+
+async def charged(
+    connection: Connection, budget: BudgetRow, *, starts_at: datetime, ends_at: datetime | None
+) -> list[Charged]:
+    """Sums of the events charged since ``starts_at`` that a budget matches, whoever applied them."""
+    patterns = {name: like_pattern(pattern) for name, pattern in budget.filters.items()}
+    records = await connection.fetch(
+        _SQL["charged"],
+        budget.org_id,
+        budget.type,
+        budget.entity_id,
+        budget.unit,
+        starts_at,
+        ends_at,
+        *[patterns.get(name) for name in FILTER_FIELDS],
+    )
+    return [Charged(*record) for record in records]
+
+
+async def create_backfilled(
+    connection: Connection,
+    budget: BudgetRow,
+    *,
+    starts_at: datetime,
+    ends_at: datetime | None,
+    windows: Sequence[NewWindow],
+) -> None:
+    """Create windows of one period with what was spent in them before the budget existed."""
+    rows = [
+        (budget.org_id, budget.budget_id, w.entity_id, starts_at, ends_at, w.carry, w.high_limit, w.spent, w.overrun)
+        for w in windows
+    ]
+    await connection.executemany(_SQL["create"], rows)

@@ -1,13 +1,12 @@
 """Answers ``calculate_cost`` and ``get_pricing``: what the ledger would charge, computed alike, recorded nowhere."""
 
 from datetime import UTC, datetime
-from typing import Protocol
 
 import msgspec
 
+from handlers.context import Context
 from handlers.cost.price import LineItem, Priced, price
 from handlers.cost.rate_card import RateCard, Rates
-from handlers.cost.resolve import RateCards
 from handlers.tracker.counts import counts_of
 from handlers.tracker.normalise import Normalised
 from schemas.cost import CalculateCost, CalculateCostReply, GetPricing, Pricing, PricingTier
@@ -18,19 +17,6 @@ from signals import Route, route
 from signals.cost import CALCULATE_COST, GET_PRICING
 
 NO_CARD = Priced(None, (), ("model",))
-
-
-class Context(Protocol):
-    """What these handlers need of the agent."""
-
-    @property
-    def rate_cards(self) -> RateCards:
-        """The prices in force."""
-        ...
-
-    def now(self) -> datetime:
-        """The time, with an offset."""
-        ...
 
 
 async def calculate_cost(ctx: Context, request: CalculateCost) -> CalculateCostReply:

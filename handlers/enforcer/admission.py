@@ -6,6 +6,7 @@ commit, reply. Several agents need no coordination beyond these locks.
 
 import asyncio
 import hashlib
+import logging
 from collections import deque
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,6 +32,7 @@ from store import windows as window_store
 from store.pool import RETRYABLE, UNAVAILABLE, Connection
 from store.windows import Opened
 
+_log = logging.getLogger(__name__)
 _CODEC = Codec(CheckBudget)
 _PACK = msgspec.msgpack.Encoder().encode
 
@@ -127,9 +129,9 @@ class OrgAdmission:
                     _fail(batch, error)
                 except UNAVAILABLE:
                     _fail(batch, unavailable("the ledger cannot be reached; nothing was approved"))
-                except Exception:
+                except Exception:  # One batch that fails must not leave the next ones unanswered.
+                    _log.exception("a batch of checks failed")
                     _fail(batch, SignalError("internal", "the check could not be decided; nothing was approved"))
-                    raise
         finally:
             self._task = None
             if self._queue:

@@ -99,7 +99,7 @@ async def open_missing(
 async def create_window(connection: Connection, budget: BudgetRow, *, entity_id: str, at: datetime) -> None:
     """Create the window of ``at``, with what its predecessor leaves (R14: computed once)."""
     start, end = bounds(budget.period, budget.timezone, at)
-    carry = await _carry(connection, budget, entity_id, start)
+    carry = await carry_into(connection, budget, entity_id, start)
     await window_store.create(
         connection,
         budget.org_id,
@@ -112,8 +112,8 @@ async def create_window(connection: Connection, budget: BudgetRow, *, entity_id:
     )
 
 
-async def _carry(connection: Connection, budget: BudgetRow, entity_id: str, start: datetime) -> int:
-    """Windows that nobody opened had nothing spent in them; the first one counts from the budget's own start."""
+async def carry_into(connection: Connection, budget: BudgetRow, entity_id: str, start: datetime) -> int:
+    """What a new window gets from its predecessor. Windows that nobody opened had nothing spent in them; the first one counts from the budget's own start."""
     if budget.rollover_policy == "none" or budget.period == "total":
         return 0
     last = await window_store.latest_before(connection, budget.org_id, budget.budget_id, entity_id, start)

@@ -16,7 +16,7 @@ from handlers.tracker.priced import PricedEvent, priced
 from schemas.base import CloudEvent
 from schemas.codec import Codec, prefixed, unwrap
 from schemas.errors import SignalError, invalid
-from schemas.subjects import AGENT_BATCH_PREFIX
+from schemas.subjects import AGENT_BATCH_PREFIX, DEFAULT_ORG, USAGE_PREFIX
 from schemas.usage import EVENTS_MAX, UsageEvent
 from store import dead_letters as dead_letter_store
 from store import outbox as outbox_store
@@ -121,11 +121,13 @@ class Ingest:
             error = invalid(f"batch version {batch.version} is unknown to this release")
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as cause:
             error = invalid(f"not a stored batch: {cause}")
-        return [self._letter("default", message, error, message.key, message.data)]
+        return [self._letter(DEFAULT_ORG, message, error, message.key, message.data)]
 
     def _read_published(self, message: StreamMessage) -> list[PricedEvent | DeadLetterRow]:
         """What a client published on ``usage.>``: one event, a batch, or either in a CloudEvent."""
-        org = message.subject.split(".", 3)[2]
+        words = message.subject.split(".", 3)
+        # In single-account mode the stream captures what callers publish under their own subject.
+        org = DEFAULT_ORG if words[0] == USAGE_PREFIX else words[2]
         try:
             data, envelope = unwrap(message.data)
             if b'"events"' in data and (items := _events(data)) is not None:

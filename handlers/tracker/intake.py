@@ -1,6 +1,7 @@
 """``track_usage``: validate and price, make durable in groups, then answer. One stream message carries many events."""
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from schemas.money import format_cost
 from schemas.usage import Ack, EventError, TrackedUsage, TrackedUsageBatch, TrackUsage, TrackUsageBatch, UsageEvent
 from store.pool import is_unavailable
 
+_log = logging.getLogger(__name__)
 _SINGLE: Final = Codec(TrackUsage)
 _BATCH: Final = Codec(TrackUsageBatch)
 _EVENT: Final = Codec(UsageEvent)
@@ -168,11 +170,12 @@ class _Group:
                     await self._commit(group)
                 except SignalError as error:
                     _fail(group, error)
-                except Exception as error:
-                    if not is_unavailable(error):
-                        _fail(group, SignalError("internal", "the usage could not be stored"))
-                        raise
-                    _fail(group, unavailable("the ledger cannot be reached; send it again with the same ids"))
+                except Exception as error:  # One group that fails must not leave the next ones unanswered.
+                    if is_unavailable(error):
+                        _fail(group, unavailable("the ledger cannot be reached; send it again with the same ids"))
+                        continue
+                    _log.exception("a group of usage failed")
+                    _fail(group, SignalError("internal", "the usage could not be stored"))
         finally:
             self._task = None
             if self._queue:

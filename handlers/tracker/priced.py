@@ -103,7 +103,8 @@ def priced(
     """Validate, count and price an event. Raises SignalError naming the field; nothing is stored then."""
     timestamp = _time(event.timestamp, arrived_at, limits)
     found = counts_of(event)
-    card = cards.resolve(event.provider, event.model, timestamp, service_tier=event.service_tier, batch=event.batch)
+    tier = event.service_tier or found.service_tier
+    card = cards.resolve(event.provider, event.model, timestamp, service_tier=tier, batch=event.batch)
     cost = price(card, found.quantities) if card is not None else None
     _check_bounds(event, limits)
     return Receipt(
@@ -142,7 +143,7 @@ def _columns(
         used.audio_input_tokens,
         used.audio_output_tokens,
         used.web_searches,
-        event.service_tier,
+        event.service_tier or found.service_tier,
         event.region,
         event.batch,
         event.count_method,

@@ -6,7 +6,7 @@ WITH sums AS (
 )
 INSERT INTO reservation (org_id, reservation_id, request_id, body_hash, decided_at, expires_at, provider, model,
     attribution, estimated_cost, estimated_tokens, window_ids, held, caller)
-SELECT $1, n.id, n.request_id, n.body_hash, $5, $5 + n.ttl_s * interval '1 second', n.provider, n.model,
+SELECT $1, n.id, n.request_id, n.body_hash, $5::timestamptz, $5::timestamptz + n.ttl_s * interval '1 second', n.provider, n.model,
     n.attribution::jsonb, n.cost, n.tokens, n.window_ids::bigint[], n.held::bigint[], n.caller
 FROM unnest($6::uuid[], $7::text[], $8::bytea[], $9::integer[], $10::text[], $11::text[], $12::text[], $13::bigint[],
     $14::bigint[], $15::text[], $16::text[], $17::text[])

@@ -47,3 +47,24 @@ ORDER BY entity_id LIMIT $4
 UPDATE budget_window
 SET high_limit = CASE WHEN $3::bigint IS NULL THEN NULL ELSE greatest($3 + carry, spent - overrun + reserved) END
 WHERE org_id = $1 AND budget_id = $2
+
+-- name: charged
+-- What applied events of a window took, by entity; those after its end (at most minutes ahead) by minute.
+SELECT entity_id, later_at, sum(amount)::bigint AS amount
+FROM (
+    SELECT CASE $2 WHEN 'global' THEN '*' WHEN 'team' THEN team_id WHEN 'user' THEN user_id
+            WHEN 'project' THEN project_id WHEN 'feature' THEN feature WHEN 'agent' THEN agent_id
+            WHEN 'session' THEN session_id WHEN 'task' THEN task_id WHEN 'environment' THEN environment
+            WHEN 'cost_center' THEN cost_center END AS entity_id,
+        CASE $4 WHEN 'cost' THEN coalesce(cost, 0) WHEN 'tokens' THEN prompt_tokens + completion_tokens
+            ELSE final::integer END AS amount,
+        CASE WHEN charged_at >= $6 THEN date_trunc('minute', charged_at) END AS later_at
+    FROM usage_event
+    WHERE org_id = $1 AND charged_at >= $5
+      AND ($7::text IS NULL OR provider LIKE $7) AND ($8::text IS NULL OR model LIKE $8)
+      AND ($9::text IS NULL OR feature LIKE $9) AND ($10::text IS NULL OR environment LIKE $10)
+      AND ($11::text IS NULL OR agent_id LIKE $11)
+) e
+WHERE entity_id IS NOT NULL AND ($3 = '*' OR entity_id = $3)
+GROUP BY entity_id, later_at HAVING sum(amount) > 0
+ORDER BY entity_id, later_at

@@ -1,6 +1,7 @@
 """The connection against a real server: direct subscriptions, draining under load, trouble of every kind."""
 
 import asyncio
+import gc
 import json
 from collections import Counter
 
@@ -100,6 +101,17 @@ async def test_after_a_drain_no_callback_comes_and_a_second_drain_does_nothing(b
     assert not bus.direct
 
 
+async def test_draining_the_whole_client_hears_everything_and_closes(server: PrivateServer) -> None:
+    client = await connect(server.url, settings=FAST)
+    got: list[bytes] = []
+    await client.subscribe_direct("a", lambda _s, _r, data, _h: got.append(data))
+    for number in range(100):
+        client.publish_now("a", b"%d" % number)
+    await client.drain()
+    assert len(got) == 100
+    assert client.is_closed
+
+
 async def test_defect_4_slow_work_started_by_a_callback_does_not_hold_up_the_next_message(bus: BusClient) -> None:
     release = asyncio.Event()
     tasks: set[asyncio.Task[None]] = set()
@@ -144,12 +156,16 @@ async def test_defect_9_errors_of_callbacks_are_reported_and_cost_nothing(
     assert bus.errors_reported == 3
 
 
+def fail_as_callback(subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+    raise ValueError(f"cannot take {subject!r} {reply!r} {data!r} {headers!r}")
+
+
 async def test_defect_9_a_listener_that_fails_does_no_harm(server: PrivateServer) -> None:
     def fail(error: BaseException) -> None:
         raise RuntimeError("listener") from error
 
     bus = await connect(server.url, settings=FAST, listeners=BusListeners(error=[fail]))
-    await bus.subscribe_direct("bad", lambda *_: 1 / 0)  # pyright: ignore[reportArgumentType]
+    await bus.subscribe_direct("bad", fail_as_callback)
     bus.publish_now("bad", b"")
     await bus.barrier(5)
     await bus.barrier(5)
@@ -229,15 +245,10 @@ async def test_defect_13_a_burst_beyond_any_queue_is_delivered_whole(server: Pri
 
 
 async def test_ordinary_subscriptions_of_nats_py_work_beside_direct_ones(bus: BusClient) -> None:
-    got: asyncio.Queue[tuple[bytes, dict[str, str] | None]] = asyncio.Queue()
-
-    async def take(message: object) -> None:
-        got.put_nowait((getattr(message, "data"), getattr(message, "headers")))  # noqa: B009
-
-    await bus.subscribe("a", cb=take)
+    subscription = await bus.subscribe("a")  # pyright: ignore[reportUnknownMemberType]
     bus.publish_now("a", b"1", headers=header_block({"X": "y"}))
-    async with asyncio.timeout(5):
-        assert await got.get() == (b"1", {"X": "y"})
+    message = await subscription.next_msg(timeout=5)
+    assert (message.data, message.headers) == (b"1", {"X": "y"})
 
 
 async def test_a_refused_publish_leaves_the_connection(server: PrivateServer) -> None:
@@ -278,6 +289,7 @@ async def test_payloads_of_any_size_come_back_whole(bus: BusClient, size: int) -
     assert (await bus.request("a", payload, timeout=5)).data == payload
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_client_that_is_shut_down_with_its_loop_does_not_reconnect(server: PrivateServer) -> None:
     told: list[BaseException] = []
 
@@ -285,4 +297,5 @@ async def test_a_client_that_is_shut_down_with_its_loop_does_not_reconnect(serve
         await connect(server.url, listeners=BusListeners(error=[told.append]))
 
     await asyncio.to_thread(asyncio.run, forget_to_close())
+    gc.collect()
     assert told == []

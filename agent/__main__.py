@@ -1,0 +1,118 @@
+"""``python -m agent`` serves until SIGTERM; ``python -m agent request SIGNAL JSON`` asks a running agent."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from agent import console
+from agent.actor import TokenManagerAgent
+from agent.client import ConnectFailed
+from agent.embedded import DataDir, EmbeddedServerError
+from agent.logs import configure
+from agent.servers import Servers
+from agent.settings import Settings
+from agent.streams import StreamConflict
+from handlers.cost.resolve import RateCards
+from store.migrate import MigrationError, migrate
+
+_log = logging.getLogger("agent")
+# What a person can mend: said in one line, without a traceback.
+EXPLAINED = (EmbeddedServerError, MigrationError, StreamConflict, ConnectFailed)
+
+
+def main() -> int:
+    """Run what the command line says; the exit status."""
+    options = _parse()
+    if options.command == "request":
+        return uvloop.run(console.request(options.signal, options.body, data_dir=options.data_dir, url=options.url))
+    settings = _settings(options)
+    configure(settings.log_level, settings.log_format)
+    try:
+        uvloop.run(serve(settings))
+    except EXPLAINED as error:
+        sys.stderr.write(f"token-manager cannot start: {error}\n")
+        return 1
+    return 0
+
+
+async def serve(settings: Settings) -> None:
+    """Start everything, serve until SIGTERM or SIGINT, drain. Raises one of EXPLAINED where it cannot start."""
+    began = time.monotonic()
+    rate_cards = RateCards()
+    warm = asyncio.create_task(asyncio.to_thread(rate_cards.warm))
+    with DataDir(settings.data_dir) as data:
+        servers = Servers(data)
+        try:
+            await servers.start(settings)
+            await servers.start_side_car(settings)
+            await migrate(servers.database_url)
+            await warm
+            await _serve(settings, servers, rate_cards, began)
+        finally:
+            data.remove_runtime()
+            await servers.stop()
+
+
+async def _serve(settings: Settings, servers: Servers, rate_cards: RateCards, began: float) -> None:
+    private = servers.nats is not None
+    if private and settings.default_roles is None:
+        settings = settings.model_copy(update={"default_roles": ("admin",)})
+        _log.warning("private NATS on loopback: the anonymous local user is admin")
+    agent = TokenManagerAgent(
+        settings, nats_url=servers.agent_nats_url, database_url=servers.database_url, rate_cards=rate_cards
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, agent.stop)
+    await agent.start()
+    servers.data.write_runtime(
+        nats_url=servers.nats_url or servers.agent_nats_url,
+        http_url=servers.http_url or "",
+        database_url=servers.database_url,
+        pid=os.getpid(),
+        instance=agent.instance,
+    )
+    _log.info("ready in %.2f s", time.monotonic() - began)
+    console.greet(servers)
+    await agent.wait()
+    _log.info("draining")
+    await agent.drain()
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m agent", description="The token manager agent")
+    parser.add_argument("--data-dir", type=Path, help="where private servers keep their data (default: data)")
+    parser.add_argument("--nats-port", type=int, help="port of the private NATS server; 0: a free one, kept")
+    parser.add_argument("--http-port", type=int, help="port of the HTTP side car; 0: a free one, kept")
+    parser.add_argument("--no-http", action="store_true", help="serve no HTTP")
+    parser.set_defaults(command="serve")
+    commands = parser.add_subparsers()
+    request = commands.add_parser("request", help="send one request to a running agent and print the reply")
+    request.add_argument("signal", help="for example check_budget")
+    request.add_argument("body", nargs="?", default="{}", help="JSON, or - for standard input")
+    request.add_argument("--data-dir", type=Path, default=Path("data"), help="the agent's data folder")
+    request.add_argument("--url", help="the bus, instead of what the data folder says")
+    request.set_defaults(command="request")
+    return parser.parse_args()
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    given: dict[str, Any] = {
+        "data_dir": options.data_dir,
+        "nats_port": options.nats_port,
+        "http_port": options.http_port,
+        "http_enabled": False if options.no_http else None,
+    }
+    return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""TokenManagerAgent: the token manager on the bus. Thin: it wires handlers to connections and keeps the order."""
+
+import asyncio
+import logging
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from agent import streams
+from agent.backoff import Backoff
+from agent.base import BaseAgent
+from agent.bus_settings import BusCredentials, BusSettings
+from agent.client import BusClient, connect
+from agent.dispatch import BatchRoute, Dispatch, DispatchLimits
+from agent.identity import Identity
+from agent.ids import new_id
+from agent.ingest_loop import IngestLoop
+from agent.relay import Relay
+from agent.routes import ROUTES
+from agent.service import Service, endpoint_of
+from agent.settings import Settings
+from agent.sink import StreamSink
+from agent.stored import StoredPublisher
+from agent.version import VERSION
+from handlers.context import Services
+from handlers.cost.resolve import RateCards
+from handlers.enforcer.admission import Admission
+from handlers.enforcer.sweep import Applied, sweep
+from handlers.tracker.apply import Applier
+from handlers.tracker.ingest import Ingest
+from handlers.tracker.intake import Intake
+from schemas.subjects import AGENT_REQUEST_PREFIX, REQUEST_PREFIX, USAGE_STREAM
+from signals import contract
+from signals.budget import CHECK_BUDGET
+from signals.usage import TRACK_USAGE
+from store import jobs, partitions
+from store.pool import Database, PoolSettings
+
+QUEUE = "q"
+STATUS_TIMEOUT_S = 2.0
+_log = logging.getLogger(__name__)
+
+
+class TokenManagerAgent(BaseAgent):
+    """One agent process; any number of them share a bus and a database."""
+
+    def __init__(self, settings: Settings, *, nats_url: str, database_url: str, rate_cards: RateCards) -> None:
+        super().__init__(settings.instance or f"tm-{new_id()[-12:]}")
+        self._settings = settings
+        self._nats_url = nats_url
+        self._started_at = datetime.now(UTC)
+        pool = PoolSettings(max_size=settings.database_pool_max)
+        self._database = Database(database_url, pool)
+        self.services = Services(
+            database=self._database,
+            rate_cards=rate_cards,
+            clock=lambda: datetime.now(UTC),
+            new_id=new_id,
+            limits=settings.limits,
+            instance=self.instance,
+        )
+        self._clients: list[BusClient] = []
+
+    @property
+    def _single(self) -> bool:
+        return self._settings.nats_mode == "single-account"
+
+    def _backoff(self) -> Backoff:
+        return Backoff(self._settings.retry_wait_s, self._settings.retry_wait_max_s)
+
+    async def _start(self) -> None:
+        settings, services = self._settings, self.services
+        (requests, bulk), _ = await asyncio.gather(
+            asyncio.gather(self._connect("requests"), self._connect("bulk")), self._database.open()
+        )
+        self._clients = [requests, bulk]
+        stream_settings = streams.StreamSettings(
+            num_replicas=settings.stream_replicas,
+            usage_bytes_max=settings.stream_usage_bytes_max,
+            single_account=self._single,
+        )
+        created, _ = await asyncio.gather(streams.ensure_streams(bulk, stream_settings), self._ensure_partitions())
+        publisher = StoredPublisher(bulk)
+        services.sink = StreamSink(publisher, new_id, timeout_s=settings.limits.stored_timeout_s)
+        applier = Applier(services)
+        self._ingest = Ingest(services, applier)
+        self._ingest_loop = IngestLoop(
+            bulk,
+            self._ingest,
+            stream_created=created,
+            batch_max=settings.ingest_batch_messages_max,
+            pending_max=settings.ingest_pending_messages_max,
+            backoff=self._backoff(),
+        )
+        self._relay = Relay(
+            self._database,
+            publisher,
+            services.outbox_ready,
+            batch_max=settings.outbox_batch_max,
+            poll_s=settings.outbox_poll_s,
+            backoff=self._backoff(),
+            single_account=self._single,
+        )
+        self._admission = Admission(services)
+        self._intake = Intake(services, applier)
+        services.status = self._status
+        services.contract = contract.document
+        await self._serve(requests)
+        self._ingest_loop.start()
+        self._start_jobs()
+
+    async def _connect(self, purpose: str) -> BusClient:
+        credentials = self._settings.nats_credentials_file
+        client = await connect(
+            self._nats_url,
+            instance=f"{self.instance}-{purpose}",
+            settings=BusSettings(),
+            credentials=BusCredentials(credentials_file=str(credentials)) if credentials else None,
+        )
+        # A connection that is closed for good is never mended; a process that cannot hear must not look alive.
+        client.listeners.closed.append(self.stop)
+        return client
+
+    async def _serve(self, client: BusClient) -> None:
+        settings = self._settings
+        routes = (
+            BatchRoute(CHECK_BUDGET, self._admission.submit),
+            BatchRoute(TRACK_USAGE, self._intake.submit),
+            *ROUTES,
+        )
+        prefix = REQUEST_PREFIX if self._single else f"{AGENT_REQUEST_PREFIX}.*"
+        endpoints = [endpoint_of(r.signal, subject_prefix=prefix, queue_group=QUEUE) for r in routes]
+        self._service = Service(client, instance=self.instance, version=VERSION, endpoints=endpoints)
+        self._dispatch = Dispatch(
+            client,
+            self.services,
+            Identity(settings.roles_of, single_account=self._single),
+            DispatchLimits(
+                concurrency_max=settings.request_concurrency_max,
+                queue_max=settings.request_queue_max,
+                timeout_s=settings.request_timeout_s,
+            ),
+        )
+        await self._dispatch.serve(routes, prefix=prefix, queue=QUEUE, stats=self._service.stats)
+        await self._service.start()
+        await client.flush()
+
+    def _start_jobs(self) -> None:
+        settings = self._settings
+        self._run(self._relay.run(), "outbox")
+        self._run(self._every(settings.expiry_interval_s, self._expire, self._backoff()), "expiry")
+        self._run(self._every(settings.partition_interval_s, self._ensure_partitions, self._backoff()), "partitions")
+        for client in self._clients:
+            watch = self._watch(client, interval_s=settings.watchdog_interval_s, timeout_s=settings.watchdog_timeout_s)
+            self._run(watch, "watchdog")
+
+    async def _drain(self) -> None:
+        """Intake ends, everything accepted is answered and applied, events go out; only then connections close."""
+        timeout_s = self._settings.drain_timeout_s
+        if not await self._dispatch.drain(timeout_s):
+            _log.error("%d requests were not answered in time", self._dispatch.open_requests)
+        await self._service.stop()
+        await self._admission.drain()
+        await self._intake.drain()
+        await self._ingest_loop.stop(timeout_s)
+        for client in self._clients:
+            if client.is_connected:
+                await client.flush()
+
+    async def _close(self) -> None:
+        for client in self._clients:
+            client.listeners.closed.clear()
+            await client.close()
+        await self._database.close()
+
+    async def _expire(self) -> None:
+        """R9: what the stream still holds decides how far expiry may go; if that is unknown, nothing expires."""
+        try:
+            state = await streams.stream_state(self._clients[1], USAGE_STREAM, timeout_s=STATUS_TIMEOUT_S)
+        except (streams.StreamConflict, streams.StreamUnavailable):
+            return
+        applied = Applied(drained=state.messages == 0, until=state.first_timestamp)
+        expired = await sweep(self.services, applied)
+        if expired:
+            _log.info("%d reservations expired", expired)
+
+    async def _ensure_partitions(self) -> None:
+        """R12: partitions a week ahead, made by whichever agent comes first."""
+        today = datetime.now(UTC).date()
+        days = [today + timedelta(days=n) for n in range(self._settings.partition_days_ahead + 1)]
+        await jobs.once_a_day(self._database, "partitions", today, self.instance, self._attach(days))
+
+    def _attach(self, days: list[date]) -> Any:
+        async def attach() -> str:
+            created = await partitions.ensure(self._database, days)
+            return f"{len(created)} attached"
+
+        return attach
+
+    async def _status(self) -> dict[str, Any]:
+        """What only the agent knows, for ``get_status``: bounded in time, and never raises."""
+        state: streams.StreamState | None = None
+        problem: str | None = None
+        try:
+            state = await streams.stream_state(self._clients[1], USAGE_STREAM, timeout_s=STATUS_TIMEOUT_S)
+        except (streams.StreamConflict, streams.StreamUnavailable) as error:
+            problem = str(error)
+        counts = self._ingest.counts
+        return {
+            "started_at": self._started_at,
+            "version": VERSION,
+            "stream": USAGE_STREAM,
+            "stored_messages": None if state is None else state.messages,
+            "oldest_unapplied": None if state is None else state.first_timestamp,
+            "applied_events": counts.applied,
+            "duplicates": counts.duplicates,
+            "parts": [
+                ("stream", problem is None, problem),
+                ("ingest", self._ingest_loop.problem is None, self._ingest_loop.problem),
+                ("outbox", self._relay.problem is None, self._relay.problem),
+            ],
+            "requests": {
+                name: {"requests": endpoint.stats.num_requests, "errors": endpoint.stats.num_errors}
+                for name, endpoint in self._service.endpoints.items()
+            },
+        }

@@ -1,0 +1,3 @@
+"""The release of the agent."""
+
+VERSION = "0.1.0"

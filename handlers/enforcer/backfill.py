@@ -1,0 +1,39 @@
+"""Backfill of a new budget (R4): its windows begin with what was spent in the current period before it existed.
+
+Runs under the exclusive catalogue lock: every event is either applied, and summed here, or will be charged normally.
+"""
+
+from datetime import datetime
+
+from handlers.enforcer.calendar import bounds
+from handlers.enforcer.ledger import effective_limit
+from handlers.enforcer.windows import carry_into
+from store import windows as window_store
+from store.budgets import BudgetRow
+from store.pool import Connection
+from store.windows import NewWindow
+
+
+async def backfill(connection: Connection, budget: BudgetRow, at: datetime) -> None:
+    """Create the windows of ``at`` that have events, and of minutes ahead, where callers' clocks run fast."""
+    start, end = bounds(budget.period, budget.timezone, at)
+    spent: dict[datetime, dict[str, int]] = {}
+    for found in await window_store.charged(connection, budget, starts_at=start, ends_at=end):
+        later = found.later_at
+        of_window = start if later is None else bounds(budget.period, budget.timezone, later)[0]
+        entities = spent.setdefault(of_window, {})
+        entities[found.entity_id] = entities.get(found.entity_id, 0) + found.amount
+    for window_start, entities in sorted(spent.items()):
+        _, window_end = bounds(budget.period, budget.timezone, window_start)
+        windows = [
+            _window(budget, entity_id, amount, await carry_into(connection, budget, entity_id, window_start))
+            for entity_id, amount in sorted(entities.items())
+        ]
+        await window_store.create_backfilled(
+            connection, budget, starts_at=window_start, ends_at=window_end, windows=windows
+        )
+
+
+def _window(budget: BudgetRow, entity_id: str, amount: int, carry: int) -> NewWindow:
+    limit = effective_limit(budget, carry)
+    return NewWindow(entity_id, carry, limit if budget.blocking else None, amount, max(0, amount - limit))
