@@ -10,6 +10,20 @@ from store.pool import Connection
 from store.sql import queries
 
 _SQL = queries("usage")
+MEASURES = (
+    "requests",
+    "errors",
+    "prompt_tokens",
+    "completion_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+    "unpriced_requests",
+    "reserved_requests",
+    "cost",
+    "latency_count",
+    "latency_us_sum",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,16 +88,24 @@ def _decode(values: dict[str, Any]) -> dict[str, Any]:
 
 def _where(query: UsageQuery, time_column: str = '"timestamp"') -> tuple[str, list[Any]]:
     """Column names come from the contract's own field names, never from a payload."""
-    parts, args = ["org_id = $1"], [query.org]
-    values: list[Any] = list(args)
+    parts = ["org_id = $1"]
+    args: list[Any] = [query.org]
     for operator, bound in ((">=", query.start), ("<", query.end)):
         if bound is not None:
-            values.append(bound)
-            parts.append(f"{time_column} {operator} ${len(values)}")
+            args.append(bound)
+            parts.append(f"{time_column} {operator} ${len(args)}")
     for column, pattern in sorted(query.filters.items()):
-        values.append(pattern)
-        parts.append(f"{column} LIKE ${len(values)}")
-    return " AND ".join(parts), values
+        args.append(pattern)
+        parts.append(f"{column} LIKE ${len(args)}")
+    return " AND ".join(parts), args
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """The largest groups by cost, in order of time, and the sums over every group. Costs in nanos."""
+
+    rows: list[dict[str, Any]]
+    totals: dict[str, Any]
 
 
 async def sums(
@@ -94,19 +116,39 @@ async def sums(
     bucket: str,
     timezone: str,
     group_by: Sequence[str],
-    limit: int | None,
-) -> list[dict[str, Any]]:
-    """Sums by calendar bucket (a ``date_trunc`` unit, or ``total``) and dimensions, from rollups or raw events."""
+    limit: int,
+) -> Sums:
+    """Sums by calendar bucket (a ``date_trunc`` unit, or ``total``) and dimensions, from rollups or raw events.
+
+    Raises asyncpg.InvalidParameterValueError where PostgreSQL does not know the time zone.
+    """
     time_column = "bucket" if table == "usage_rollup" else '"timestamp"'
     where, args = _where(query, time_column)
     window = "NULL::timestamptz"
     if bucket != "total":
         args += [bucket, timezone]
         window = f"date_trunc(${len(args) - 1}, {time_column}, ${len(args)})"
-    keys = ", ".join(["1", *group_by]) if group_by else "1"
-    ordering = "1, cost DESC" + "".join(f", {name}" for name in group_by)
-    tail = f" LIMIT {int(limit)}" if limit is not None else ""
+    keys = ["bucket_start", *group_by]
     measures = _SQL["rollup_measures" if table == "usage_rollup" else "event_measures"]
-    select = ", ".join([f"{window} AS bucket_start", *group_by, measures])
-    sql = f"SELECT {select} FROM {table} WHERE {where} GROUP BY {keys} ORDER BY {ordering}{tail}"
-    return [dict(record) for record in await connection.fetch(sql, *args)]
+    every = ", ".join(f"coalesce(sum({name}), 0)::bigint AS {name}" for name in MEASURES)
+    each = ", ".join(f"coalesce({name}, 0)::bigint AS {name}" for name in MEASURES)
+    nothing = ", ".join(["NULL::timestamptz", *["NULL::text"] * len(group_by)])
+    args.append(limit)
+    # One statement, so that rows and totals are of one snapshot.
+    sql = f"""
+        WITH grouped AS MATERIALIZED (
+            SELECT {", ".join([f"{window} AS bucket_start", *group_by])}, {measures} FROM {table}
+            WHERE {where} GROUP BY {", ".join(["1", *group_by])}
+        ), top AS (
+            SELECT * FROM grouped
+            ORDER BY cost DESC NULLS LAST, prompt_tokens + completion_tokens DESC, {", ".join(keys)}
+            LIMIT ${len(args)}
+        )
+        SELECT true AS is_total, {nothing}, {every} FROM grouped
+        UNION ALL
+        SELECT false, {", ".join(keys)}, {each} FROM top"""
+    names = ("is_total", *keys, *MEASURES)
+    records = [dict(zip(names, record, strict=True)) for record in await connection.fetch(sql, *args)]
+    rows = [record for record in records if not record["is_total"]]
+    (totals,) = (record for record in records if record["is_total"])
+    return Sums(rows, totals)

@@ -57,6 +57,11 @@ class RateCard(msgspec.Struct, frozen=True, kw_only=True):
     currency: str = "USD"
     notes: tuple[str, ...] = ()
 
+    @property
+    def warnings(self) -> list[str]:
+        """What a caller should hear: assumptions about this call, not what the source prices besides."""
+        return [note for note in self.notes if not note.startswith("unit_ignored:")]
+
     def rates_for(self, prompt_tokens: int) -> Rates:
         """The rates of a call whose inclusive prompt is this long; a prompt exactly at a threshold pays the base."""
         found = self.rates

@@ -8,7 +8,6 @@ import asyncio
 import hashlib
 import logging
 from collections import deque
-from dataclasses import dataclass
 from datetime import timedelta
 
 import msgspec
@@ -37,15 +36,6 @@ _CODEC = Codec(CheckBudget)
 _PACK = msgspec.msgpack.Encoder().encode
 
 
-@dataclass(slots=True)
-class Pending:
-    """A decoded request that waits for its batch."""
-
-    inbound: Inbound
-    request: CheckBudget
-    body_hash: bytes
-
-
 class _TryAgain(Exception):
     """The world moved between planning and locking; plan again."""
 
@@ -64,14 +54,30 @@ class Admission:
     def submit(self, inbound: Inbound) -> None:
         """Take a request; it is answered by its batch. Never blocks and never raises."""
         try:
-            data, envelope = unwrap(inbound.data)
-            request = _CODEC.decode(data)
-            if envelope is not None and request.request_id is None:
-                request = msgspec.structs.replace(request, request_id=f"{envelope.source}#{envelope.id}"[:256])
-            body_hash = hashlib.blake2b(_PACK(request), digest_size=16).digest()
-            self.org(inbound.caller.org).submit(Pending(inbound, request, body_hash))
+            self.org(inbound.caller.org).submit(self._check(inbound))
         except SignalError as error:
             inbound.fail(error)
+
+    def _check(self, inbound: Inbound) -> Check:
+        """Decode and estimate a request. Raises SignalError where it is wrong."""
+        services = self._services
+        data, envelope = unwrap(inbound.data)
+        request = _CODEC.decode(data)
+        if envelope is not None and request.request_id is None:
+            request = msgspec.structs.replace(request, request_id=f"{envelope.source}#{envelope.id}"[:256])
+        reservation_id = services.new_id()
+        named = request.request_id is not None
+        return Check(
+            inbound=inbound,
+            request=request,
+            request_id=request.request_id or reservation_id,
+            named=named,
+            body_hash=hashlib.blake2b(_PACK(request), digest_size=16).digest() if named else b"",
+            estimate=estimate(request, cards=services.rate_cards, at=services.clock(), limits=services.limits),
+            key=call_key(request),
+            reservation_id=reservation_id,
+            ttl_s=request.ttl_s or services.limits.reservation_ttl_s,
+        )
 
     def org(self, org: str) -> "OrgAdmission":
         """The queue of one org."""
@@ -96,7 +102,7 @@ class OrgAdmission:
     def __init__(self, services: Services, org: str) -> None:
         self._services = services
         self._org = org
-        self._queue: deque[Pending] = deque()
+        self._queue: deque[Check] = deque()
         self._task: asyncio.Task[None] | None = None
         self._planner: Planner | None = None
         self._ahead = timedelta(0)
@@ -106,11 +112,11 @@ class OrgAdmission:
         """Requests that wait."""
         return len(self._queue)
 
-    def submit(self, pending: Pending) -> None:
+    def submit(self, check: Check) -> None:
         """Queue a request. Raises SignalError ``unavailable`` where the queue is full."""
         if len(self._queue) >= self._services.limits.check_queue_max:
             raise unavailable("too many checks are waiting; retry with the same request_id")
-        self._queue.append(pending)
+        self._queue.append(check)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -137,24 +143,22 @@ class OrgAdmission:
             if self._queue:
                 self._task = asyncio.get_running_loop().create_task(self._run())
 
-    def _take(self) -> list[Pending]:
+    def _take(self) -> list[Check]:
         """The next batch; a request id occurs in it once, a repeated one waits for the next."""
-        batch: list[Pending] = []
+        batch: list[Check] = []
         seen: set[str] = set()
-        later: list[Pending] = []
+        later: list[Check] = []
         while self._queue and len(batch) < self._services.limits.check_batch_max:
-            pending = self._queue.popleft()
-            request_id = pending.request.request_id
-            if request_id is not None and request_id in seen:
-                later.append(pending)
-                continue
-            if request_id is not None:
-                seen.add(request_id)
-            batch.append(pending)
+            check = self._queue.popleft()
+            if check.request_id in seen:
+                later.append(check)
+            else:
+                seen.add(check.request_id)
+                batch.append(check)
         self._queue.extendleft(reversed(later))
         return batch
 
-    async def _decide(self, batch: list[Pending]) -> None:
+    async def _decide(self, batch: list[Check]) -> None:
         careful = False
         for _ in range(self._services.limits.transaction_attempts_max):
             try:
@@ -175,11 +179,10 @@ class OrgAdmission:
             self._planner = Planner(catalogue, services.index(self._org), services.limits.match_cache_max)
         return self._planner
 
-    async def _attempt(self, batch: list[Pending], *, careful: bool) -> None:
+    async def _attempt(self, checks: list[Check], *, careful: bool) -> None:
         planner = self._planner or await self._reload()
-        checks, owners = self._checks(batch, planner)
-        if not checks:
-            return
+        for check in checks:
+            check.plan = planner.plan(check.key)
         await self._open_windows(planner, checks)
         async with self._services.database.connection() as connection:
             transaction = connection.transaction()
@@ -191,42 +194,11 @@ class OrgAdmission:
                 raise
             # A batch that changed nothing is not worth a disk flush.
             await (transaction.commit() if changed else transaction.rollback())
-        for owner, answer in zip(owners, answers, strict=True):
+        for check, answer in zip(checks, answers, strict=True):
             if isinstance(answer, SignalError):
-                owner.inbound.fail(answer)
+                check.inbound.fail(answer)
             else:
-                owner.inbound.answer(answer)
-
-    def _checks(self, batch: list[Pending], planner: Planner) -> tuple[list[Check], list[Pending]]:
-        """Price and plan each request; one that cannot be estimated is answered here and leaves the batch."""
-        services, now = self._services, self._services.clock()
-        checks: list[Check] = []
-        owners: list[Pending] = []
-        for pending in list(batch):
-            request = pending.request
-            try:
-                found = estimate(request, cards=services.rate_cards, at=now, limits=services.limits)
-            except SignalError as error:
-                batch.remove(pending)
-                pending.inbound.fail(error)
-                continue
-            named = request.request_id is not None
-            reservation_id = services.new_id()
-            checks.append(
-                Check(
-                    request=request,
-                    request_id=request.request_id or reservation_id,
-                    named=named,
-                    body_hash=pending.body_hash,
-                    estimate=found,
-                    plan=planner.plan(call_key(request)),
-                    reservation_id=reservation_id,
-                    ttl_s=request.ttl_s or services.limits.reservation_ttl_s,
-                    caller=pending.inbound.caller.user,
-                )
-            )
-            owners.append(pending)
-        return checks, owners
+                check.inbound.answer(answer)
 
     async def _open_windows(self, planner: Planner, checks: list[Check]) -> None:
         """Point every plan at the windows of now, creating those that are missing."""
@@ -257,14 +229,24 @@ class OrgAdmission:
         outcome = decide(fresh, desk)
         if not careful:
             await self._look_for_repeats(connection, fresh, outcome)
-        changed = await self._write(connection, planner, desk, outcome, repeats)
-        answers = {check.request_id: reply for check, reply in zip(fresh, outcome.replies, strict=True)}
+        writing = asyncio.ensure_future(self._write(connection, planner, desk, outcome, repeats))
+        await asyncio.sleep(0)
+        # The replies are written while PostgreSQL writes; nobody hears them before the commit.
+        try:
+            replies = outcome.replies(desk)
+        finally:
+            changed = await writing
+        answers = {check.request_id: reply for check, reply in zip(fresh, replies, strict=True)}
         again = repeats.answers(desk)
         return [again.get(check.request_id) or answers[check.request_id] for check in checks], changed
 
     async def _look_for_repeats(self, connection: Connection, checks: list[Check], outcome: Outcome) -> None:
         """An approval finds its own repeat by the unique index; a denial must look, since a live answer stands (R5)."""
-        denied = [c.request_id for c, ok in zip(checks, outcome.approved, strict=True) if c.named and not ok]
+        denied = [
+            c.request_id
+            for c, decision in zip(checks, outcome.decisions, strict=True)
+            if c.named and isinstance(decision, bytes)
+        ]
         if denied and await reservation_store.any_request(connection, self._org, denied):
             raise _SeenBefore
 
@@ -307,6 +289,8 @@ class OrgAdmission:
 
 def _sums(opened: Opened, planner: Planner) -> dict[int, Sums]:
     budgets = {ref.window_id: match.budget for match, ref in planner.windows(opened.window_ids)}
+    if len(budgets) != len(opened.window_ids):
+        raise _TryAgain  # Its place in a bounded cache was taken meanwhile.
     return {
         window_id: Sums(
             window_id,
@@ -329,6 +313,6 @@ async def _undo(transaction: object) -> None:
         pass  # The connection is gone, and with it the transaction.
 
 
-def _fail(batch: list[Pending], error: SignalError) -> None:
-    for pending in batch:
-        pending.inbound.fail(error)
+def _fail(batch: list[Check], error: SignalError) -> None:
+    for check in batch:
+        check.inbound.fail(error)

@@ -7,7 +7,7 @@ import msgspec
 from handlers.enforcer.ledger import Sums
 from handlers.enforcer.windows import WindowRef
 from schemas.budget import Alternative, BudgetDecision, BudgetWindow, DenialReason
-from schemas.money import format_cost
+from schemas.money import NANOS, format_cost
 from store.budgets import BudgetRow
 
 _ENCODE = msgspec.json.Encoder().encode
@@ -55,25 +55,25 @@ def window_reply(budget: BudgetRow, ref: WindowRef, sums: Sums) -> BudgetWindow:
 class WindowText:
     """One window's part of many approvals: only what is reserved differs between them."""
 
-    __slots__ = ("_cost", "_head", "_sums")
+    __slots__ = ("_cost", "_head", "_unspent")
 
     def __init__(self, budget: BudgetRow, ref: WindowRef, sums: Sums) -> None:
         fixed = msgspec.structs.asdict(window_reply(budget, ref, sums))
         del fixed["reserved"], fixed["remaining"]
         self._head = _ENCODE(fixed).decode()[:-1] + ',"reserved":"'
-        self._sums = sums
+        self._unspent = sums.limit - sums.spent
         self._cost = budget.unit == "cost"
 
-    def text(self) -> str:
-        """The window as it is now, in JSON."""
-        sums = self._sums
-        free = sums.limit - sums.spent - sums.reserved
-        if self._cost:
-            reserved = format_cost(sums.reserved)
-            remaining = format_cost(free) if free > 0 else "0"
-        else:
-            reserved, remaining = str(sums.reserved), str(max(0, free))
-        return f'{self._head}{reserved}","remaining":"{remaining}"}}'
+    def text(self, reserved: int) -> str:
+        """The window with this much reserved, in JSON."""
+        free = max(0, self._unspent - reserved)
+        if not self._cost:
+            return f'{self._head}{reserved}","remaining":"{free}"}}'
+        whole, part = divmod(reserved, NANOS)
+        held = f"{whole}.{part:09d}".rstrip("0") if part else whole
+        whole, part = divmod(free, NANOS)
+        left = f"{whole}.{part:09d}".rstrip("0") if part else whole
+        return f'{self._head}{held}","remaining":"{left}"}}'
 
 
 def approval(
@@ -82,7 +82,7 @@ def approval(
     reservation_id: str | None,
     expires_at: str | None,
     cost: int | None,
-    budgets: list[str],
+    budgets: str,
     warnings: list[str],
 ) -> bytes:
     """An approval in JSON; the same fields as schemas.budget.BudgetDecision (a test compares them)."""
@@ -92,7 +92,7 @@ def approval(
     warned = _ENCODE(warnings).decode() if warnings else "[]"
     return (
         f'{{"approved":true,"request_id":{_ENCODE(request_id).decode()},"reservation_id":{reservation},'
-        f'"expires_at":{expires},"estimated_cost":{estimated},"currency":"USD","budgets":[{",".join(budgets)}],'
+        f'"expires_at":{expires},"estimated_cost":{estimated},"currency":"USD","budgets":[{budgets}],'
         f'"warnings":{warned},"reason":null,"retry_after_s":null,"alternatives":[]}}'
     ).encode()
 

@@ -25,10 +25,10 @@ async def backfill(connection: Connection, budget: BudgetRow, at: datetime) -> N
         entities[found.entity_id] = entities.get(found.entity_id, 0) + found.amount
     for window_start, entities in sorted(spent.items()):
         _, window_end = bounds(budget.period, budget.timezone, window_start)
-        windows = [
-            _window(budget, entity_id, amount, await carry_into(connection, budget, entity_id, window_start))
-            for entity_id, amount in sorted(entities.items())
-        ]
+        windows: list[NewWindow] = []
+        for entity_id, amount in sorted(entities.items()):
+            carry = 0 if window_start == start else await carry_into(connection, budget, entity_id, window_start)
+            windows.append(_window(budget, entity_id, amount, carry))
         await window_store.create_backfilled(
             connection, budget, starts_at=window_start, ends_at=window_end, windows=windows
         )

@@ -2,43 +2,60 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Final
 
+from handlers.context import Inbound
 from handlers.cost.price import worst_case
 from handlers.enforcer.answers import WindowText, amount_text, approval, denial, window_reply, wire_time
 from handlers.enforcer.estimate import Estimate, largest_completion
 from handlers.enforcer.ledger import Sums
-from handlers.enforcer.plan import Plan
+from handlers.enforcer.plan import CallKey, Plan
 from handlers.enforcer.windows import WindowRef
 from schemas.budget import Alternative, CheckBudget, DenialReason
 from schemas.money import format_cost
 from store.budgets import BudgetRow
 from store.reservations import NewReservations
 
+_NOWHERE: Final = Plan([], "{}", [])
+
 
 @dataclass(slots=True)
 class Check:
-    """One request in a batch. ``named`` says that the caller gave the request id, so that a retry can be told."""
+    """One request on its way. ``named`` says that the caller gave the request id, so that a retry can be told."""
 
+    inbound: Inbound
     request: CheckBudget
     request_id: str
     named: bool
     body_hash: bytes
     estimate: Estimate
-    plan: Plan
+    key: CallKey
     reservation_id: str
     ttl_s: int
-    caller: str | None
+    plan: Plan = field(default_factory=lambda: _NOWHERE)
+
+
+@dataclass(slots=True)
+class Approval:
+    """A call that fits; its reply is written later, from what was reserved in each window once it was admitted."""
+
+    check: Check
+    reserved: list[int]
+    warnings: list[str]
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What a batch came to. ``replies`` are aligned with the checks; they are sent only after the commit."""
+    """What a batch came to, aligned with the checks: approvals, and denials in JSON. Sent only after the commit."""
 
-    replies: list[bytes]
-    approved: list[bool]
+    decisions: list[Approval | bytes]
     new: NewReservations
     touched: set[int]
     denied_windows: set[int] = field(default_factory=set[int])
+
+    def replies(self, desk: "Desk") -> list[bytes]:
+        """Every reply in JSON."""
+        return [d if isinstance(d, bytes) else _approval(d, desk) for d in self.decisions]
 
 
 class Desk:
@@ -51,15 +68,20 @@ class Desk:
         self._texts: dict[int, WindowText] = {}
         self._expiries: dict[int, str] = {}
 
-    def texts(self, plan: Plan) -> list[str]:
-        """The windows of a plan as they are now."""
+    def texts(self, plan: Plan, reserved: list[int]) -> str:
+        """The windows of a plan with these amounts reserved."""
+        texts = self._texts
         found: list[str] = []
-        for match, ref in zip(plan.matches, plan.refs, strict=True):
-            text = self._texts.get(ref.window_id)
+        for i, window_id in enumerate(plan.window_ids):
+            text = texts.get(window_id)
             if text is None:
-                text = self._texts[ref.window_id] = WindowText(match.budget, ref, self.sums[ref.window_id])
-            found.append(text.text())
-        return found
+                text = texts[window_id] = WindowText(plan.matches[i].budget, plan.refs[i], self.sums[window_id])
+            found.append(text.text(reserved[i]))
+        return ",".join(found)
+
+    def reserved(self, plan: Plan) -> list[int]:
+        """What is reserved in each window of a plan now."""
+        return [self.sums[window_id].reserved for window_id in plan.window_ids]
 
     def expires(self, ttl_s: int) -> str:
         """When a reservation made now ends."""
@@ -71,17 +93,18 @@ class Desk:
 
 def decide(checks: list[Check], desk: Desk) -> Outcome:
     """Approve what fits, in order, each against what those before it left."""
-    outcome = Outcome([], [], NewReservations.empty(), set())
+    outcome = Outcome([], NewReservations.empty(), set())
     for check in checks:
-        amounts = [amount_of(m.budget, check.estimate) for m in check.plan.matches]
-        refused = _refusing(check, desk, amounts)
+        plan, found = check.plan, check.estimate
+        measures = (found.cost or 0, found.tokens, 1)
+        amounts = [measures[unit] for unit in plan.units]
+        refused = _refusing(plan, desk.sums, amounts)
         reason = _refusal(check, desk, refused)
         if reason is None:
-            outcome.replies.append(_approve(check, desk, amounts, outcome))
+            outcome.decisions.append(_approve(check, desk, amounts, outcome))
         else:
-            outcome.replies.append(_deny(check, desk, reason, refused))
+            outcome.decisions.append(_deny(check, desk, reason, refused))
             outcome.denied_windows.update(ref.window_id for _, ref in refused)
-        outcome.approved.append(reason is None)
     return outcome
 
 
@@ -92,12 +115,9 @@ def amount_of(budget: BudgetRow, estimate: Estimate) -> int:
     return estimate.tokens if budget.unit == "tokens" else 1
 
 
-def _refusing(check: Check, desk: Desk, amounts: list[int]) -> list[tuple[BudgetRow, WindowRef]]:
-    found: list[tuple[BudgetRow, WindowRef]] = []
-    for match, ref, amount in zip(check.plan.matches, check.plan.refs, amounts, strict=True):
-        if amount and not desk.sums[ref.window_id].fits(amount):
-            found.append((match.budget, ref))
-    return found
+def _refusing(plan: Plan, sums: dict[int, Sums], amounts: list[int]) -> list[tuple[BudgetRow, WindowRef]]:
+    full = [i for i, w in enumerate(plan.window_ids) if amounts[i] and not sums[w].fits(amounts[i])]
+    return [(plan.matches[i].budget, plan.refs[i]) for i in full]
 
 
 def _refusal(check: Check, desk: Desk, refused: list[tuple[BudgetRow, WindowRef]]) -> DenialReason | None:
@@ -135,27 +155,35 @@ def _explain(budget: BudgetRow, ref: WindowRef, sums: Sums, estimate: Estimate) 
     )
 
 
-def _approve(check: Check, desk: Desk, amounts: list[int], outcome: Outcome) -> bytes:
-    warnings = check.estimate.warnings
+def _approve(check: Check, desk: Desk, amounts: list[int], outcome: Outcome) -> Approval:
+    plan, warnings = check.plan, check.estimate.warnings
     if check.estimate.cost is None:
         warnings = [*warnings, "unpriced: cost budgets could not be applied"]
-    for match, ref, amount in zip(check.plan.matches, check.plan.refs, amounts, strict=True):
-        sums = desk.sums[ref.window_id]
-        if not match.budget.blocking and sums.spent + sums.reserved + amount > sums.limit:
-            warnings = [*warnings, f"budget '{match.budget.name}' is exceeded (it only warns)"]
-        if check.request.reserve:
-            sums.hold(amount)
-            outcome.touched.add(ref.window_id)
     reserve = check.request.reserve
+    reserved: list[int] = []
+    for i, window_id in enumerate(plan.window_ids):
+        sums, amount = desk.sums[window_id], amounts[i]
+        if not sums.blocking and sums.spent + sums.reserved + amount > sums.limit:
+            warnings = [*warnings, f"budget '{plan.matches[i].budget.name}' is exceeded (it only warns)"]
+        if reserve:
+            sums.reserved += amount
+        reserved.append(sums.reserved)
     if reserve:
+        outcome.touched.update(plan.window_ids)
         _add_row(check, amounts, outcome.new)
+    return Approval(check, reserved, warnings)
+
+
+def _approval(approved: Approval, desk: Desk) -> bytes:
+    check = approved.check
+    reserve = check.request.reserve
     return approval(
         request_id=check.request_id,
         reservation_id=check.reservation_id if reserve else None,
         expires_at=desk.expires(check.ttl_s) if reserve else None,
         cost=check.estimate.cost,
-        budgets=desk.texts(check.plan),
-        warnings=warnings,
+        budgets=desk.texts(check.plan, approved.reserved),
+        warnings=approved.warnings,
     )
 
 
@@ -169,9 +197,9 @@ def _add_row(check: Check, amounts: list[int], new: NewReservations) -> None:
     new.attributions.append(check.plan.attribution)
     new.costs.append(check.estimate.cost)
     new.tokens.append(check.estimate.tokens)
-    new.window_ids.append("{" + ",".join([str(ref.window_id) for ref in check.plan.refs]) + "}")
+    new.window_ids.append(check.plan.window_array)
     new.held.append("{" + ",".join(map(str, amounts)) + "}")
-    new.callers.append(check.caller)
+    new.callers.append(check.inbound.caller.user)
 
 
 def _deny(check: Check, desk: Desk, reason: DenialReason, refused: list[tuple[BudgetRow, WindowRef]]) -> bytes:

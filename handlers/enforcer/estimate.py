@@ -55,7 +55,7 @@ def estimate(request: CheckBudget, *, cards: RateCards, at: datetime, limits: Li
         if card.context_window is not None and prompt + completion > card.context_window:
             found.over_context = card.context_window
         if card.notes:
-            warnings.extend(card.notes)
+            warnings.extend(card.warnings)
     return found
 
 

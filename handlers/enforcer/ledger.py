@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from store.budgets import BudgetRow
 
+# What years of unused limits may add up to; with the largest limit still far below what a bigint holds.
+CARRY_MAX = 4_000_000_000_000_000_000
+
 
 def effective_limit(budget: BudgetRow, carry: int) -> int:
     """The limit that binds now: base limit, overage and what was carried over."""
@@ -27,6 +30,11 @@ class Sums:
     high_limit: int | None
     exceeded: bool = False
 
+    def __post_init__(self) -> None:
+        """Whatever is written next is written under this limit, so the highest limit so far is at least this one."""
+        if self.blocking and (self.high_limit is None or self.limit > self.high_limit):
+            self.high_limit = self.limit
+
     def fits(self, amount: int) -> bool:
         """Whether ``amount`` more may be set aside; a warning window never refuses."""
         return not self.blocking or self.spent + self.reserved + amount <= self.limit
@@ -38,7 +46,6 @@ class Sums:
     def hold(self, amount: int) -> None:
         """Set ``amount`` aside. The caller has seen that it fits."""
         self.reserved += amount
-        self._raise_high()
 
     def release(self, amount: int) -> None:
         """Give back what was set aside."""
@@ -60,17 +67,12 @@ class Sums:
         over = max(0, amount - self._room())
         self.spent += amount
         self.overrun += over
-        self._raise_high()
         return over
 
     def _room(self) -> int:
         """Room for unreserved spending: overrun already found none, so it does not take any either."""
         taken = self.spent - self.overrun + (self.reserved if self.blocking else 0)
         return max(0, self.limit - taken)
-
-    def _raise_high(self) -> None:
-        if self.blocking and (self.high_limit is None or self.limit > self.high_limit):
-            self.high_limit = self.limit
 
 
 def thresholds_reached(spent: int, limit: int, thresholds: tuple[int, ...], fired: frozenset[int]) -> list[int]:
@@ -86,6 +88,6 @@ def carry_over(budget: BudgetRow, remaining: int, idle_periods: int) -> int:
     if budget.rollover_policy == "none":
         return 0
     if budget.rollover_policy == "full":
-        return max(0, remaining) + idle_periods * budget.base_limit
+        return min(CARRY_MAX, max(0, remaining) + idle_periods * budget.base_limit)
     most = budget.base_limit * budget.rollover_percent // 100
     return most if idle_periods else min(max(0, remaining), most)

@@ -1,7 +1,7 @@
 """From a call's attributes to the windows it is charged to: cached, because callers repeat themselves."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +11,7 @@ from handlers.enforcer.catalogue import Catalogue, Match, counts
 from handlers.enforcer.windows import WindowIndex, WindowRef
 from schemas.base import ATTRIBUTION_FIELDS
 
+UNITS = ("cost", "tokens", "requests")
 CallKey = tuple[str | None, ...]
 CALL_FIELDS = ("provider", "model", *ATTRIBUTION_FIELDS)
 
@@ -41,6 +42,17 @@ class Plan:
     refs: list[WindowRef]
     since: datetime | None = None
     until: datetime | None = None
+    # Of refs, for the hot path: their ids, the same as a PostgreSQL array, and the index of each budget's unit.
+    window_ids: list[int] = field(default_factory=list[int])
+    window_array: str = "{}"
+    units: list[int] = field(default_factory=list[int])
+
+    def point(self, refs: list[WindowRef]) -> None:
+        """Make ``refs`` the windows of this plan."""
+        self.refs = refs
+        self.window_ids = [ref.window_id for ref in refs]
+        self.window_array = "{" + ",".join(map(str, self.window_ids)) + "}"
+        self.units = [UNITS.index(match.budget.unit) for match in self.matches]
 
     def current(self, at: datetime) -> bool:
         """Whether ``refs`` are the windows of ``at``."""
@@ -79,7 +91,7 @@ class Planner:
                 refs.append(ref)
         if missing:
             return missing
-        plan.refs = refs
+        plan.point(refs)
         plan.since = max((r.starts_at for r in refs), default=at)
         plan.until = min((r.ends_at for r in refs if r.ends_at is not None), default=None)
         if not refs:

@@ -63,6 +63,6 @@ def _answer(check: Check, row: ReservationRow, desk: Desk) -> bytes | SignalErro
         reservation_id=row.reservation_id,
         expires_at=wire_time(row.expires_at),
         cost=row.estimated_cost,
-        budgets=desk.texts(check.plan),
+        budgets=desk.texts(check.plan, desk.reserved(check.plan)),
         warnings=check.estimate.warnings,
     )

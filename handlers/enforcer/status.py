@@ -41,7 +41,7 @@ async def get_budget_status(ctx: Context, request: GetBudgetStatus) -> BudgetSta
     async def work(connection: Connection, catalogue: Catalogue) -> list[Present]:
         if request.budget_id is not None:
             return await _of_budget(connection, catalogue, budget_uuid(request.budget_id), request)
-        call = dict(zip(CALL_FIELDS, call_key(request), strict=True))
+        call: dict[str, str | None] = dict(zip(CALL_FIELDS, call_key(request), strict=True))
         return await present(connection, catalogue.matches(call), await budget_store.clock(connection))
 
     found = await ledger_transaction(ctx.services, ctx.org, work)

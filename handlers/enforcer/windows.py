@@ -113,7 +113,10 @@ async def create_window(connection: Connection, budget: BudgetRow, *, entity_id:
 
 
 async def carry_into(connection: Connection, budget: BudgetRow, entity_id: str, start: datetime) -> int:
-    """What a new window gets from its predecessor. Windows that nobody opened had nothing spent in them; the first one counts from the budget's own start."""
+    """What a new window gets from those before it.
+
+    Windows that nobody opened had nothing spent in them; the first one counts from the budget's own start.
+    """
     if budget.rollover_policy == "none" or budget.period == "total":
         return 0
     last = await window_store.latest_before(connection, budget.org_id, budget.budget_id, entity_id, start)

@@ -238,5 +238,5 @@ def _warnings(event: UsageEvent, card: RateCard | None, cost: Priced | None, fou
     elif cost is not None and cost.unpriced_kinds:
         warnings.append(f"unpriced: no rate for {', '.join(cost.unpriced_kinds)}; the cost is unknown, not zero")
     if card is not None:
-        warnings.extend(card.notes)
+        warnings.extend(card.warnings)
     return warnings

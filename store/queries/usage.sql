@@ -15,22 +15,21 @@ ORDER BY n.day, n.provider, n.model
 ON CONFLICT DO NOTHING RETURNING provider, model
 
 -- name: rollup_measures
-sum(requests)::bigint AS requests,
-sum(requests) FILTER (WHERE status <> 'ok')::bigint AS errors,
-sum(prompt_tokens)::bigint AS prompt_tokens, sum(completion_tokens)::bigint AS completion_tokens,
-sum(cache_read_tokens)::bigint AS cache_read_tokens, sum(cache_write_tokens)::bigint AS cache_write_tokens,
-sum(reasoning_tokens)::bigint AS reasoning_tokens,
-sum(requests) FILTER (WHERE cost_status = 'unpriced')::bigint AS unpriced_requests,
-sum(requests) FILTER (WHERE reserved)::bigint AS reserved_requests,
-sum(cost)::bigint AS cost, sum(latency_count)::bigint AS latency_count, sum(latency_us_sum)::bigint AS latency_us_sum
+sum(requests) AS requests,
+sum(requests) FILTER (WHERE status <> 'ok') AS errors,
+sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens,
+sum(cache_read_tokens) AS cache_read_tokens, sum(cache_write_tokens) AS cache_write_tokens,
+sum(reasoning_tokens) AS reasoning_tokens,
+sum(requests) FILTER (WHERE cost_status = 'unpriced') AS unpriced_requests,
+sum(requests) FILTER (WHERE reserved) AS reserved_requests,
+sum(cost) AS cost, sum(latency_count) AS latency_count, sum(latency_us_sum) AS latency_us_sum
 
 -- name: event_measures
-count(*) FILTER (WHERE final)::bigint AS requests,
-count(*) FILTER (WHERE final AND status <> 'ok')::bigint AS errors,
-sum(prompt_tokens)::bigint AS prompt_tokens, sum(completion_tokens)::bigint AS completion_tokens,
-sum(cache_read_tokens)::bigint AS cache_read_tokens, sum(cache_write_tokens)::bigint AS cache_write_tokens,
-sum(reasoning_tokens)::bigint AS reasoning_tokens,
-count(*) FILTER (WHERE final AND cost_status = 'unpriced')::bigint AS unpriced_requests,
-count(*) FILTER (WHERE final AND reserved)::bigint AS reserved_requests,
-coalesce(sum(cost), 0)::bigint AS cost, count(latency_ms)::bigint AS latency_count,
-coalesce(sum(round(latency_ms * 1000)), 0)::bigint AS latency_us_sum
+count(*) FILTER (WHERE final) AS requests,
+count(*) FILTER (WHERE final AND status <> 'ok') AS errors,
+sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens,
+sum(cache_read_tokens) AS cache_read_tokens, sum(cache_write_tokens) AS cache_write_tokens,
+sum(reasoning_tokens) AS reasoning_tokens,
+count(*) FILTER (WHERE final AND cost_status = 'unpriced') AS unpriced_requests,
+count(*) FILTER (WHERE final AND reserved) AS reserved_requests,
+sum(cost) AS cost, count(latency_ms) AS latency_count, sum(round(latency_ms * 1000)::bigint) AS latency_us_sum

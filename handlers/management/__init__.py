@@ -1,0 +1,1 @@
+"""The agent about itself: its health, whether its sums agree, and the contract it speaks."""
