@@ -25,8 +25,8 @@ SELECT coalesce(sum(requests), 0)::bigint AS requests, coalesce(sum(cost), 0)::b
        coalesce(sum(prompt_tokens + completion_tokens), 0)::bigint AS tokens
 FROM usage_rollup WHERE org_id = $1
 """
-# What a window must hold: the charges stored with the events, what was presumed of expired reservations, what a backfill
-# brought; and what the live reservations hold in it.
+# What a window must hold: the charges stored with the events, what was presumed of expired reservations, what a
+# backfill brought; and what the live reservations hold in it.
 WINDOWS = """
 WITH charged AS (
     SELECT w AS window_id, sum(a)::bigint AS amount

@@ -3,7 +3,7 @@
 from typing import Any
 
 from bench.requester import Refused, Requester
-from schemas.money import format_cost, parse_cost
+from schemas.money import parse_cost
 
 PAGE = 1000
 
@@ -50,8 +50,3 @@ def describe_window(window: dict[str, Any]) -> str:
     unit = f" {window['currency']}" if window["unit"] == "cost" else f" {window['unit']}"
     taken = f"spent {window['spent']}, reserved {window['reserved']}, overrun {window['overrun']}"
     return f"{window['name']}: {taken} of {window['limit']}{unit} (resets {window['resets_at'] or 'never'})"
-
-
-def cost_text(nanos: int) -> str:
-    """Nanos as an exact decimal."""
-    return format_cost(nanos)

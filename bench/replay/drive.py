@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bench.replay.traces import Row
-from bench.requester import Refused, Requester
+from bench.requester import GaveUp, Refused, Requester
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,12 @@ async def drive(
             if on_row is not None:
                 on_row(tally)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(max(1, min(plan.outstanding, len(rows)))):
-            group.create_task(sender())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(max(1, min(plan.outstanding, len(rows)))):
+                group.create_task(sender())
+    except* GaveUp as gave_up:
+        raise GaveUp(str(gave_up.exceptions[0])) from None
     tally.wall_s = time.monotonic() - started
     return tally
 
@@ -87,9 +90,7 @@ async def _call(requester: Requester, plan: Plan, number: int, row: Row, tally: 
         tally.first_refusal = tally.first_refusal or f"row {number}: {error}"
 
 
-async def _check(
-    requester: Requester, plan: Plan, row: Row, common: dict[str, Any], tally: Tally
-) -> dict[str, Any]:
+async def _check(requester: Requester, plan: Plan, row: Row, common: dict[str, Any], tally: Tally) -> dict[str, Any]:
     began = time.perf_counter()
     question = {**common, "prompt_tokens": row.prompt_tokens, "max_completion_tokens": plan.max_completion_tokens}
     decision = await requester.ask("check_budget", question)

@@ -1,7 +1,7 @@
 """How far a replay is: a bar in a terminal, a line every now and then elsewhere."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -13,7 +13,7 @@ LINE_EVERY_S = 5.0
 
 
 @contextmanager
-def progress(total: int, console: Console) -> Iterator[Callable[[Tally], None]]:
+def progress(total: int, console: Console) -> Generator[Callable[[Tally], None]]:
     """Show progress while the block runs; call what is yielded after every row."""
     if not console.is_terminal:
         yield _lines(total, console)

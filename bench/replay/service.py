@@ -1,4 +1,4 @@
-"""The service that is driven: one that runs already, or one of our own that ends with us and is restarted if it dies."""
+"""The service that is driven: one that runs already, or one of our own, restarted when it dies, gone when we are."""
 
 import asyncio
 import contextlib
@@ -64,6 +64,13 @@ class Service:
             await self.own.stop()
 
 
+def _log_path() -> Path:
+    """Outside of the data folder, which the agent wants to itself."""
+    handle, name = tempfile.mkstemp(prefix="replay-agent-", suffix=".log")
+    os.close(handle)
+    return Path(name)
+
+
 @dataclass
 class OwnAgent:
     """An agent with private servers as a child process."""
@@ -72,7 +79,7 @@ class OwnAgent:
     restarts: int = 0
     _process: ManagedProcess | None = None
     _keeper: "asyncio.Task[None] | None" = None
-    _log: Path = field(default_factory=lambda: _log_path())
+    _log: Path = field(default_factory=_log_path)
 
     async def start(self) -> Runtime:
         """Start it and return when it is ready. Raises NoService with the end of its log."""
@@ -135,10 +142,3 @@ def is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _log_path() -> Path:
-    """Outside of the data folder, which the agent wants to itself."""
-    handle, name = tempfile.mkstemp(prefix="replay-agent-", suffix=".log")
-    os.close(handle)
-    return Path(name)
