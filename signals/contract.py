@@ -17,7 +17,7 @@ from schemas import CONTRACT_VERSION, usage
 from schemas.base import CloudEvent
 from schemas.errors import STATUS, ErrorReply
 from schemas.subjects import USAGE_PREFIX
-from signals import Event, Request
+from signals import Event, Request, readme
 from signals.registry import EVENTS, REQUESTS
 
 FOLDER: Final = Path(__file__).parent.parent / "docs" / "contract"
@@ -330,8 +330,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="only say what differs, and fail if anything does")
     if not parser.parse_args(arguments).check:
         write()
+        readme.write()
         return 0
     found = differences()
+    if readme.differs():
+        found.append("README.md: the signal tables")
     for line in found:
         sys.stderr.write(f"{line}\n")
     if found:
