@@ -133,6 +133,4 @@ def _count_denial(decision: dict[str, Any], tally: Tally) -> None:
     reason = decision["reason"]
     tally.denied[reason["code"]] += 1
     if tally.first_denial is None:
-        resets = sorted(str(window["resets_at"]) for window in decision["budgets"] if window.get("resets_at"))
-        until = f" (resets {resets[-1]})" if resets else ""
-        tally.first_denial = f"{reason['message']}{until}"
+        tally.first_denial = reason["message"]

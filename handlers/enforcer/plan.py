@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from handlers.enforcer.calendar import EPOCH
 from handlers.enforcer.catalogue import Catalogue, Match, counts
 from handlers.enforcer.windows import WindowIndex, WindowRef
 from schemas.base import ATTRIBUTION_FIELDS
@@ -46,6 +47,8 @@ class Plan:
     window_ids: list[int] = field(default_factory=list[int])
     window_array: str = "{}"
     units: list[int] = field(default_factory=list[int])
+    # From then on every match counts; earlier charges have to be looked at one by one.
+    counts_from: datetime = EPOCH
 
     def point(self, refs: list[WindowRef]) -> None:
         """Make ``refs`` the windows of this plan."""
@@ -98,11 +101,15 @@ class Planner:
             plan.since = datetime.min.replace(tzinfo=at.tzinfo)
         return []
 
+    def charged(self, plan: Plan, charged_at: datetime) -> tuple[list[int], list[int], list[Match]]:
+        """Ids and units of the windows charged by something that happened then, and the matches without a window."""
+        if charged_at >= plan.counts_from and not self.resolve(plan, charged_at):
+            return plan.window_ids, plan.units, []
+        pairs, missing = self.windows_of(plan, charged_at)
+        return [r.window_id for _, r in pairs], [UNITS.index(m.budget.unit) for m, _ in pairs], missing
+
     def windows_of(self, plan: Plan, charged_at: datetime) -> tuple[list[tuple[Match, WindowRef]], list[Match]]:
         """Windows charged by something that happened at ``charged_at``, and the matches whose window is missing."""
-        if plan.current(charged_at):
-            pairs = zip(plan.matches, plan.refs, strict=True)
-            return [(m, r) for m, r in pairs if counts(m.budget, charged_at)], []
         found: list[tuple[Match, WindowRef]] = []
         missing: list[Match] = []
         for match in plan.matches:
@@ -123,4 +130,6 @@ class Planner:
     def _make(self, key: CallKey) -> Plan:
         call: dict[str, str | None] = dict(zip(CALL_FIELDS, key, strict=True))
         named = {field: call[field] for field in ATTRIBUTION_FIELDS if call[field] is not None}
-        return Plan(self.catalogue.matches(call), msgspec.json.encode(named).decode(), [])
+        matches = self.catalogue.matches(call)
+        since = max((match.budget.counting_since for match in matches), default=EPOCH)
+        return Plan(matches, msgspec.json.encode(named).decode(), [], counts_from=since)

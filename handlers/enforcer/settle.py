@@ -2,30 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from handlers.enforcer.catalogue import Match
 from handlers.enforcer.ledger import Sums
-from handlers.enforcer.windows import WindowRef
-from store.budgets import BudgetRow
 from store.reservations import ReservationRow
 
-Charge = tuple[int, int]
-
-
-@dataclass(slots=True)
-class Used:
-    """What an event takes from budgets, by unit; a call without a price takes no cost."""
-
-    cost: int
-    tokens: int
-    requests: int
-
-    def of(self, budget: BudgetRow) -> int:
-        """The amount in a budget's unit."""
-        if budget.unit == "cost":
-            return self.cost
-        return self.tokens if budget.unit == "tokens" else self.requests
+# One change of one window: its id, what leaves reserved, what is booked, and what was presumed and is taken back first.
+Move = tuple[int, int, int, int]
+# Amounts by window.
+Charges = dict[int, int]
 
 
 @dataclass(slots=True)
@@ -53,40 +38,23 @@ class Holding:
         return self.live or self.presumed
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    """One change of one window: ``held`` leaves reserved, ``actual`` is booked, ``presumed`` is taken back first."""
-
-    window_id: int
-    held: int
-    actual: int
-    presumed: int = 0
-
-
-def charges(pairs: Iterable[tuple[Match, WindowRef]], used: Used) -> list[Charge]:
-    """Window and amount of everything an event is charged to."""
-    found = [(ref.window_id, used.of(match.budget)) for match, ref in pairs]
-    return [charge for charge in found if charge[1]]
-
-
-def unreserved(charged: list[Charge]) -> list[Move]:
+def unreserved(charged: Charges) -> list[Move]:
     """Usage without a reservation takes free room, then is overrun."""
-    return [Move(window_id, 0, amount) for window_id, amount in charged]
+    return [(window_id, 0, amount, 0) for window_id, amount in charged.items()]
 
 
-def settle(holding: Holding, charged: list[Charge], *, final: bool) -> list[Move]:
+def settle(holding: Holding, charged: Charges, *, final: bool) -> list[Move]:
     """Replace what a reservation holds by what was used; part of a call moves that much and leaves the rest held."""
-    amounts = dict(charged)
     moves: list[Move] = []
-    for window_id in sorted(amounts.keys() | holding.held.keys()):
-        actual, held = amounts.get(window_id, 0), holding.held.get(window_id, 0)
+    for window_id in sorted(charged.keys() | holding.held.keys()):
+        actual, held = charged.get(window_id, 0), holding.held.get(window_id, 0)
         if holding.presumed:
-            moves.append(Move(window_id, 0, actual, presumed=held))
+            moves.append((window_id, 0, actual, held))
         elif final:
-            moves.append(Move(window_id, held, actual))
+            moves.append((window_id, held, actual, 0))
         else:
             part = min(held, actual)
-            moves.append(Move(window_id, part, actual))
+            moves.append((window_id, part, actual, 0))
             if window_id in holding.held:
                 holding.held[window_id] = held - part
     if holding.presumed:
@@ -99,18 +67,20 @@ def settle(holding: Holding, charged: list[Charge], *, final: bool) -> list[Move
 def book(moves: Iterable[Move], sums: dict[int, Sums]) -> dict[int, int]:
     """Apply moves to locked windows, in order; returns the overrun booked in each window that had no room."""
     overrun: dict[int, int] = {}
-    for move in moves:
-        window = sums[move.window_id]
-        if move.presumed:
-            window.charge(-move.presumed)
-        over = window.settle(move.held, move.actual)
+    for window_id, held, actual, presumed in moves:
+        window = sums[window_id]
+        if presumed:
+            window.charge(-presumed)
+        over = window.settle(held, actual)
         if over:
-            overrun[move.window_id] = overrun.get(move.window_id, 0) + over
+            overrun[window_id] = overrun.get(window_id, 0) + over
     return overrun
 
 
-def charged_at(row: ReservationRow | None, timestamp: datetime, arrived_at: datetime, *, oldest: datetime) -> datetime:
+def charged_at(
+    row: ReservationRow | None, timestamp: datetime, arrived_at: datetime, *, too_old: timedelta
+) -> datetime:
     """What decides the windows: the reservation's decision, else the event's time, else (too old) its arrival."""
     if row is not None:
         return row.decided_at
-    return timestamp if timestamp >= oldest else arrived_at
+    return timestamp if arrived_at - timestamp <= too_old else arrived_at

@@ -13,10 +13,9 @@ import msgspec
 from handlers.context import Services
 from handlers.enforcer.alerts import alerts
 from handlers.enforcer.catalogue import Catalogue, Match
-from handlers.enforcer.plan import Planner, call_key
-from handlers.enforcer.settle import Holding, Move, Used, book, charged_at, charges, settle, unreserved
+from handlers.enforcer.plan import UNITS, Planner, call_key
+from handlers.enforcer.settle import Charges, Holding, Move, book, charged_at, settle, unreserved
 from handlers.enforcer.transaction import LockedWindows, MissingWindows, ledger_transaction
-from handlers.enforcer.windows import WindowRef
 from handlers.events import cloud_event
 from handlers.tracker.dead import conflict_letter, poison_letter, tell
 from handlers.tracker.priced import COLUMNS, PricedEvent
@@ -31,6 +30,7 @@ from store import outbox as outbox_store
 from store import partitions, rollups
 from store import reservations as reservation_store
 from store import usage as usage_store
+from store import windows as window_store
 from store.dead_letters import DeadLetterRow
 from store.pool import Connection, is_unavailable
 from store.reservations import ReservationRow
@@ -46,9 +46,8 @@ class _Entry:
     event: PricedEvent
     row: ReservationRow | None = None
     charged_at: datetime | None = None
-    pairs: list[tuple[Match, WindowRef]] = field(default_factory=list[tuple[Match, WindowRef]])
     reserved: bool = False
-    charge: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    charges: Charges = field(default_factory=Charges)
 
 
 class Applier:
@@ -192,40 +191,53 @@ class _Application:
         if not named:
             return {}
         rows = await reservation_store.lock(self._connection, self._org, named)
-        return {reservation_id: Holding.of(row) for reservation_id, row in rows.items()}
+        holdings = {reservation_id: Holding.of(row) for reservation_id, row in rows.items()}
+        await self._learn_windows(holdings)
+        return holdings
+
+    async def _learn_windows(self, holdings: dict[str, Holding]) -> None:
+        """Windows in which another agent has reserved; what identifies them never changes."""
+        index = self._services.index(self._org)
+        held = {window_id for holding in holdings.values() for window_id in holding.held}
+        unknown = sorted(window_id for window_id in held if index.by_id(window_id) is None)
+        if unknown:
+            index.add((await window_store.by_id(self._connection, self._org, unknown)).values())
 
     def _plan_moves(self, entries: list[_Entry], holdings: dict[str, Holding]) -> list[Move]:
         """Decide every event in order. Raises MissingWindows before anything is written to a window."""
         moves: list[Move] = []
         missing: list[tuple[Match, datetime]] = []
+        too_old = timedelta(days=self._services.limits.unreserved_age_max_days)
         for entry in entries:
             event = entry.event
             holding = holdings.get(entry.row.reservation_id) if entry.row is not None else None
             if holding is not None and not holding.claimable:
                 holding = None
             entry.reserved = holding is not None
-            oldest = event.arrived_at - timedelta(days=self._services.limits.unreserved_age_max_days)
-            at = charged_at(holding.row if holding else None, event.timestamp, event.arrived_at, oldest=oldest)
+            at = charged_at(holding.row if holding else None, event.timestamp, event.arrived_at, too_old=too_old)
             entry.charged_at = at
-            plan = self._planner.plan(call_key(event))
-            entry.pairs, lacking = self._planner.windows_of(plan, at)
+            window_ids, units, lacking = self._planner.charged(self._planner.plan(call_key(event)), at)
             missing += [(match, at) for match in lacking]
-            used = Used(event.cost or 0, event.prompt_tokens + event.completion_tokens, int(event.final))
-            entry.charge = charges(entry.pairs, used)
-            if holding is not None:
-                entry.charge += self._inactive_charges(holding, entry, used)
-                moves += settle(holding, entry.charge, final=event.final)
+            measures = (event.cost or 0, event.prompt_tokens + event.completion_tokens, int(event.final))
+            charges = {window_id: measures[unit] for window_id, unit in zip(window_ids, units, strict=True)}
+            if 0 in measures:
+                charges = {window_id: amount for window_id, amount in charges.items() if amount}
+            entry.charges = charges
+            if holding is None:
+                moves += unreserved(charges)
             else:
-                moves += unreserved(entry.charge)
+                self._charge_inactive(holding, entry, measures)
+                moves += settle(holding, charges, final=event.final)
         if missing:
             raise MissingWindows(missing)
         return moves
 
-    def _inactive_charges(self, holding: Holding, entry: _Entry, used: Used) -> list[tuple[int, int]]:
+    def _charge_inactive(self, holding: Holding, entry: _Entry, measures: tuple[int, int, int]) -> None:
         """A budget deactivated since the reservation was made settles it normally (R4)."""
-        charged = {ref.window_id for _, ref in entry.pairs}
-        found = self._planner.windows(w for w in holding.held if w not in charged)
-        return [(ref.window_id, used.of(m.budget)) for m, ref in found if not m.budget.active and used.of(m.budget)]
+        for match, ref in self._planner.windows(w for w in holding.held if w not in entry.charges):
+            amount = measures[UNITS.index(match.budget.unit)]
+            if not match.budget.active and amount:
+                entry.charges[ref.window_id] = amount
 
     async def _write_reservations(self, holdings: dict[str, Holding]) -> None:
         changed = [h for h in holdings.values() if h.status != h.row.status or h.presumed != h.row.presumed]
@@ -247,7 +259,7 @@ class _Application:
         if not moves:
             return
         catalogue = self._planner.catalogue
-        windows = await LockedWindows.lock(self._connection, catalogue, (move.window_id for move in moves))
+        windows = await LockedWindows.lock(self._connection, catalogue, (move[0] for move in moves))
         overrun = book(moves, windows.sums)
         await windows.write(self._connection, self._org)
         await alerts(self._services, self._connection, self._org, catalogue.by_id, windows.rows, windows.sums, overrun)
@@ -284,10 +296,9 @@ def _filled(event: PricedEvent, row: ReservationRow) -> PricedEvent:
 
 
 def _record(entry: _Entry) -> tuple[object, ...]:
-    event = entry.event
-    window_ids = [window_id for window_id, _ in entry.charge]
-    amounts = [amount for _, amount in entry.charge]
-    return (*msgspec.structs.astuple(event)[:-1], entry.charged_at, entry.reserved, window_ids, amounts)
+    values = msgspec.structs.astuple(entry.event)[:-1]
+    charges = entry.charges
+    return (*values, entry.charged_at, entry.reserved, list(charges), list(charges.values()))
 
 
 def _unpriced_kinds(event: PricedEvent) -> list[str]:

@@ -56,13 +56,17 @@ def test_a_deeply_nested_cursor_is_refused() -> None:
         decode_cursor(text, tuple[str])
 
 
+def key(item: str) -> tuple[str]:
+    return (item,)
+
+
 def test_a_page_ends_at_its_limit_or_where_a_message_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    key = lambda item: (item,)  # noqa: E731
     assert page(["a", "b"], limit=2, key=key) == (["a", "b"], None)
     assert page(["a", "b", "c"], limit=2, key=key) == (["a", "b"], encode_cursor("b"))
     monkeypatch.setattr(cursor, "PAGE_BYTES_MAX", 10)
     assert page(["a" * 50, "b"], limit=5, key=key) == (["a" * 50], encode_cursor("a" * 50))
     taken, rest = page(["aa", "bb", "cc"], limit=5, key=key)
     assert (taken, rest) == (["aa", "bb"], encode_cursor("bb"))
-    assert page([], limit=5, key=key) == ([], None)
+    nothing: list[str] = []
+    assert page(nothing, limit=5, key=key) == ([], None)
     assert msgspec.json.decode(base64.urlsafe_b64decode(encode_cursor("bb") + "==")) == ["bb"]

@@ -1,5 +1,6 @@
 """The services handlers are given, on a real PostgreSQL; only the usage stream is a recording."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +10,9 @@ from typing import Any
 import msgspec
 
 from agent.ids import UuidV7
-from handlers.context import Caller, Context, Limits, Services
+from handlers.context import Caller, Context, Inbound, Limits, Services
 from handlers.cost.resolve import RateCards
+from handlers.enforcer.admission import Admission
 from handlers.tracker.apply import Applier, Effect
 from handlers.tracker.priced import priced
 from schemas.errors import SignalError, unavailable
@@ -97,6 +99,14 @@ def gpt(prompt: int = 1_000, completion: int = 100, **fields: Any) -> UsageEvent
     """An event of gpt-4o ($2.50 and $10 a million): by default 0.0035 USD and 1,100 tokens."""
     values: dict[str, Any] = {"provider": "openai", "model": "gpt-4o"} | fields
     return UsageEvent(prompt_tokens=prompt, completion_tokens=completion, **values)
+
+
+async def checked(services: Services, *, org: str = ORG, **fields: Any) -> dict[str, Any]:
+    """The answer of ``check_budget``. Raises the SignalError it is refused with."""
+    answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    caller = Caller(org, "router", frozenset({"provider"}))
+    Admission(services).submit(Inbound(caller, msgspec.json.encode(fields), answer.set_result, answer.set_exception))
+    return msgspec.json.decode(await answer)
 
 
 async def refusal(work: Any) -> SignalError:
