@@ -101,7 +101,7 @@ class Dispatch:
                 answer.fail(error)
                 return
             if isinstance(route, BatchRoute):
-                route.submit(Inbound(caller, data, answer.send, answer.fail))
+                _submit(route, Inbound(caller, data, answer.send, answer.fail), answer)
             elif len(self._tasks) >= self._limits.concurrency_max + self._limits.queue_max:
                 answer.fail(unavailable("too many requests are waiting; try again"))
             else:
@@ -152,6 +152,14 @@ class Dispatch:
                 answer.fail(SignalError("internal", "the request failed; the log has the correlation id"), error)
 
 
+def _submit(route: BatchRoute, inbound: Inbound, answer: "_Answer") -> None:
+    """Hand a request to its group. A defect there costs this request, which is answered all the same."""
+    try:
+        route.submit(inbound)
+    except Exception as error:
+        answer.fail(SignalError("internal", "the request failed; the log has the correlation id"), error)
+
+
 class _Answer:
     """The one reply of a request."""
 
@@ -179,7 +187,7 @@ class _Answer:
         correlation_id = self._dispatch.new_correlation_id()
         if cause is not None:
             _log.error("request failed (%s)", correlation_id, exc_info=cause)
-        body = Error(code=error.code, message=error.message[:2000], field=error.field, correlation_id=correlation_id)
+        body = Error(code=error.code, message=error.message, field=error.field, correlation_id=correlation_id)
         headers = header_block(
             {"Nats-Service-Error": error.message[:512], "Nats-Service-Error-Code": str(STATUS[error.code])}
         )

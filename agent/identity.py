@@ -5,12 +5,12 @@ from typing import Final
 
 import msgspec
 
-from agent.wire import header_value
 from handlers.context import Caller
 from schemas.errors import SignalError
 from schemas.subjects import DEFAULT_ORG
 
 REQUEST_INFO: Final = "Nats-Request-Info"
+_MARK: Final = f"\r\n{REQUEST_INFO}:".encode()
 _CACHE_MAX: Final = 4096
 
 
@@ -20,6 +20,19 @@ class _RequestInfo(msgspec.Struct):
 
 
 _DECODER: Final = msgspec.json.Decoder(_RequestInfo)
+
+
+def _stamp(headers: bytes | None) -> str | None:
+    """The server's stamp: the last header of exactly this name.
+
+    The server appends its own and removes one of the same spelling; what else a caller sends by this or a similar name
+    is still there, before it.
+    """
+    at = -1 if headers is None else headers.rfind(_MARK)
+    if headers is None or at < 0:
+        return None
+    start = at + len(_MARK)
+    return headers[start : headers.find(b"\r\n", start)].strip().decode("utf-8", "replace")
 
 
 class Identity:
@@ -38,7 +51,7 @@ class Identity:
         """The caller. Raises SignalError ``unauthenticated``."""
         if self._single:
             return self._known(DEFAULT_ORG, None)
-        stamp = header_value(headers, REQUEST_INFO)
+        stamp = _stamp(headers)
         if stamp is None:
             raise SignalError("unauthenticated", "the request did not come through an account import")
         try:

@@ -1,10 +1,11 @@
 """UUIDv7 (RFC 9562): ids that sort by time, and in one process in the order they were made."""
 
 import os
+import struct
 import time
+from collections.abc import Iterator
 
-_POOL_BYTES = 4_096
-_STEP_BYTES = 4
+_STEPS = 1_024
 _TAIL_BYTES = 10
 _LOW_BITS = 62
 _LOW_MASK = (1 << _LOW_BITS) - 1
@@ -19,32 +20,30 @@ class UuidV7:
     The random bits come from the operating system: a new start every millisecond, a random step within one.
     """
 
-    __slots__ = ("_at", "_ms", "_pool", "_prefix", "_tail")
+    __slots__ = ("_ms", "_prefix", "_steps", "_tail")
 
     def __init__(self) -> None:
         self._ms = -1
         self._prefix = ""
         self._tail = 0
-        self._pool = b""
-        self._at = 0
+        self._steps: Iterator[int] = iter(())
 
     def __call__(self) -> str:
         ms = time.time_ns() // 1_000_000
         if ms > self._ms:
             self._ms = ms
             self._prefix = f"{ms >> 16:08x}-{ms & 0xFFFF:04x}-7"
-            self._tail = self._random(_TAIL_BYTES) & _START_MASK
+            tail = int.from_bytes(os.urandom(_TAIL_BYTES)) & _START_MASK
         else:
-            self._tail += 1 + self._random(_STEP_BYTES)
-        low = f"{_VARIANT | self._tail & _LOW_MASK:x}"
-        return f"{self._prefix}{self._tail >> _LOW_BITS:03x}-{low[:4]}-{low[4:]}"
+            tail = self._tail + 1 + (next(self._steps, None) or self._step())
+        self._tail = tail
+        low = "%x" % (_VARIANT | tail & _LOW_MASK)
+        return f"{self._prefix}{tail >> _LOW_BITS:03x}-{low[:4]}-{low[4:]}"
 
-    def _random(self, size: int) -> int:
-        start = self._at
-        if start + size > len(self._pool):
-            self._pool, start = os.urandom(_POOL_BYTES), 0
-        self._at = start + size
-        return int.from_bytes(self._pool[start : self._at])
+    def _step(self) -> int:
+        """The first of a new supply of random steps."""
+        self._steps = iter(struct.unpack(f"{_STEPS}I", os.urandom(4 * _STEPS)))
+        return next(self._steps)
 
 
 new_id = UuidV7()

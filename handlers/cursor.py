@@ -3,7 +3,8 @@
 import base64
 import binascii
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
@@ -28,8 +29,12 @@ def decode_cursor(text: str | None, position: type[T]) -> T | None:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         if b"\\u0000" in data:
             raise _refused()
-        return msgspec.json.decode(data, type=position)
-    except (binascii.Error, ValueError, RecursionError):
+        found = msgspec.json.decode(data, type=position)
+        for part in cast("tuple[Any, ...]", found):
+            if isinstance(part, datetime):
+                part.astimezone(UTC)  # Raises what PostgreSQL would: a time that UTC cannot express.
+        return found
+    except (binascii.Error, ValueError, OverflowError, RecursionError):
         raise _refused() from None
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final, Generic, TypeVar, get_args
 
 import msgspec
@@ -20,6 +20,7 @@ _BYTE: Final = re.compile(r"\(byte (\d+)\)")
 _KEY: Final = re.compile(rb'"([A-Za-z0-9_]{1,64})"\s*:')
 _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _ENVELOPE: Final = msgspec.json.Decoder(CloudEvent)
+NAME_CHARS_MAX: Final = 64
 _SPEC_VERSIONS: Final = ("1.0", "1.0.2")
 
 
@@ -36,12 +37,8 @@ class Codec(Generic[T]):
             return self._decoder.decode(data)
         except msgspec.ValidationError as error:
             raise _explain(self._type, str(error)) from None
-        except msgspec.DecodeError as error:
-            raise _malformed(bytes(data), str(error)) from None
-        except RecursionError:
-            raise invalid("is nested too deeply", field=_last_key(bytes(data)[:4096])) from None
-        except UnicodeDecodeError:
-            raise invalid("is not valid UTF-8") from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _unreadable(bytes(data), error) from None
 
 
 def unwrap(data: bytes) -> tuple[bytes, CloudEvent | None]:
@@ -57,8 +54,10 @@ def unwrap(data: bytes) -> tuple[bytes, CloudEvent | None]:
         return data, None
     try:
         keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return data, None  # Not an object: decoding it as a request says what is wrong.
+    except msgspec.ValidationError:
+        return data, None  # Not an object: decoding it as a request says so.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _unreadable(data, error) from None
     if "specversion" not in keys:
         return data, None
     return _open_envelope(data)
@@ -67,11 +66,13 @@ def unwrap(data: bytes) -> tuple[bytes, CloudEvent | None]:
 def _open_envelope(data: bytes) -> tuple[bytes, CloudEvent]:
     try:
         envelope = _ENVELOPE.decode(data)
-    except msgspec.DecodeError as error:
+    except msgspec.ValidationError as error:
         raise _explain(CloudEvent, str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _unreadable(data, error) from None
     if envelope.specversion not in _SPEC_VERSIONS:
         raise invalid(f"is not one of {', '.join(_SPEC_VERSIONS)}", field="specversion")
-    if envelope.data is msgspec.UNSET:
+    if envelope.data is msgspec.UNSET or bytes(envelope.data) == b"null":
         raise invalid("a CloudEvent around a request carries it as JSON in 'data'", field="data")
     return bytes(envelope.data), envelope
 
@@ -90,11 +91,20 @@ def _explain(request: type[Any], text: str) -> SignalError:
         name = named[1]
         field = f"{path}.{name}" if path else name
         if "unknown" in message:
-            near = get_close_matches(name, _names(request), n=1, cutoff=0.5)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            return invalid(f"unknown field `{name}`{hint}", field=field)
+            near = _nearest(request, name)
+            hint = f"; did you mean `{near}`?" if near else ""
+            return invalid(f"unknown field `{name[:NAME_CHARS_MAX]}`{hint}", field=field)
         return invalid("is required", field=field)
     return invalid(message, field=path or None)
+
+
+def _unreadable(data: bytes, error: Exception) -> SignalError:
+    """Why these bytes are not JSON that can be read."""
+    if isinstance(error, RecursionError):
+        return invalid("is nested too deeply", field=_last_key(data[:4096]))
+    if isinstance(error, UnicodeDecodeError):
+        return invalid("is not valid UTF-8")
+    return _malformed(data, str(error))
 
 
 def _malformed(data: bytes, text: str) -> SignalError:
@@ -105,6 +115,15 @@ def _malformed(data: bytes, text: str) -> SignalError:
 def _last_key(data: bytes) -> str | None:
     keys = _KEY.findall(data[-4096:])
     return keys[-1].decode() if keys else None
+
+
+@lru_cache(maxsize=1024)
+def _nearest(request: type[Any], name: str) -> str | None:
+    """The known field a name was probably meant to be. Bounded: a batch may misspell a thousand of them."""
+    if len(name) > NAME_CHARS_MAX:
+        return None
+    near = get_close_matches(name, _names(request), n=1, cutoff=0.5)
+    return near[0] if near else None
 
 
 @cache

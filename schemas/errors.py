@@ -46,14 +46,19 @@ class ErrorReply(Reply, frozen=True, kw_only=True):
     error: Error
 
 
+# An error quotes what a caller sent, which may be as long as a message; the reply must fit one all the same.
+MESSAGE_CHARS_MAX: Final = 2000
+FIELD_CHARS_MAX: Final = 512
+
+
 class SignalError(Exception):
     """A refusal with a contract code. Handlers raise it; only dispatch turns it into a reply."""
 
     def __init__(self, code: ErrorCode, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
         self.code: ErrorCode = code
-        self.message = message
-        self.field = field
+        self.message = message[:MESSAGE_CHARS_MAX]
+        self.field = None if field is None else field[:FIELD_CHARS_MAX]
 
 
 def invalid(message: str, *, field: str | None = None) -> SignalError:

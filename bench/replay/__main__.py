@@ -30,6 +30,8 @@ from bench.replay.traces import Row, TraceError, read_trace
 from bench.requester import GaveUp, Refused, Requester
 
 POLL_S = 0.1
+# Longer than the stream waits before it delivers to another what a killed agent had taken.
+APPLY_S = 120.0
 CLOCK_MARGIN = timedelta(hours=1)
 EXPLAINED = (
     TraceError,
@@ -83,7 +85,7 @@ async def _replay(
     began = datetime.now(UTC)
     with progress(len(rows), console) as show:
         tally = await drive(requester, rows, plan, on_row=show)
-    totals = await _applied(requester, plan, tally, began, patience_s=options.patience_s)
+    totals = await _applied(requester, plan, tally, began)
     outcome = Outcome(
         run_id=plan.run_id,
         tally=tally,
@@ -101,11 +103,9 @@ async def _replay(
     return outcome
 
 
-async def _applied(
-    requester: Requester, plan: Plan, tally: Tally, began: datetime, *, patience_s: float
-) -> dict[str, Any]:
-    """The run's totals once they show everything sent, or whatever they show when patience ends."""
-    deadline = time.monotonic() + patience_s
+async def _applied(requester: Requester, plan: Plan, tally: Tally, began: datetime) -> dict[str, Any]:
+    """The run's totals once they show everything sent, or whatever they show after APPLY_S."""
+    deadline = time.monotonic() + APPLY_S
     while True:
         question = {
             "start": began - CLOCK_MARGIN,

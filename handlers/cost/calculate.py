@@ -22,7 +22,7 @@ NO_CARD = Priced(None, (), ("model",))
 async def calculate_cost(ctx: Context, request: CalculateCost) -> CalculateCostReply:
     """The cost as of the request's timestamp; an unknown model or kind is ``unpriced`` with a null cost."""
     counts = counts_of(request)
-    at = request.timestamp or ctx.now()
+    at = in_utc(request.timestamp, "timestamp") or ctx.now()
     tier = request.service_tier or counts.service_tier
     card = ctx.rate_cards.resolve(request.provider, request.model, at, service_tier=tier, batch=request.batch)
     priced = NO_CARD if card is None else price(card, counts.quantities)
@@ -31,7 +31,7 @@ async def calculate_cost(ctx: Context, request: CalculateCost) -> CalculateCostR
 
 async def get_pricing(ctx: Context, request: GetPricing) -> Pricing:
     """The rate card as of the request's timestamp. Raises ``unpriced`` where no source prices the model."""
-    at = request.timestamp or ctx.now()
+    at = in_utc(request.timestamp, "timestamp") or ctx.now()
     card = ctx.rate_cards.resolve(
         request.provider, request.model, at, service_tier=request.service_tier, batch=request.batch
     )
@@ -40,7 +40,7 @@ async def get_pricing(ctx: Context, request: GetPricing) -> Pricing:
     return Pricing(
         provider=card.provider,
         model=card.model,
-        priced_at=at.astimezone(UTC),
+        priced_at=at,
         currency=card.currency,
         rates=rates_on_wire(card.rates),
         tiers=[PricingTier(above_prompt_tokens=tier.above, rates=rates_on_wire(tier.rates)) for tier in card.tiers],
@@ -79,7 +79,7 @@ def _reply(counts: Normalised, priced: Priced, card: RateCard | None, at: dateti
         currency="USD" if card is None else card.currency,
         cost_status="unpriced" if priced.unpriced_kinds else "priced",
         line_items=[line_item_on_wire(item) for item in priced.line_items],
-        priced_at=at.astimezone(UTC),
+        priced_at=at,
         price_source=None if card is None else card.source,
         price_version=None if card is None else card.version,
         priced_model=None if card is None else f"{card.provider}/{card.model}",

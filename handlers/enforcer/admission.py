@@ -19,21 +19,27 @@ from handlers.enforcer.estimate import estimate
 from handlers.enforcer.ledger import Sums, effective_limit
 from handlers.enforcer.plan import Planner, call_key
 from handlers.enforcer.repeats import Repeats
-from handlers.enforcer.windows import StaleCatalogue, open_missing
+from handlers.enforcer.windows import StaleCatalogue, WindowRef, open_missing
 from handlers.events import cloud_event
 from schemas.budget import BudgetExceeded, CheckBudget
 from schemas.codec import Codec, unwrap
-from schemas.errors import SignalError, unavailable
+from schemas.errors import SignalError, invalid, unavailable
 from signals import budget as budget_signals
+from store import budgets as budget_store
 from store import outbox as outbox_store
 from store import reservations as reservation_store
 from store import windows as window_store
+from store.budgets import BudgetRow
 from store.pool import RETRYABLE, UNAVAILABLE, Connection
 from store.windows import Opened
 
 _log = logging.getLogger(__name__)
 _CODEC = Codec(CheckBudget)
-_PACK = msgspec.msgpack.Encoder().encode
+# The same body in another order of keys is the same body.
+_PACK = msgspec.msgpack.Encoder(order="deterministic").encode
+
+
+Targets = dict[int, tuple[BudgetRow, WindowRef]]
 
 
 class _TryAgain(Exception):
@@ -72,7 +78,7 @@ class Admission:
             request=request,
             request_id=request.request_id or reservation_id,
             named=named,
-            body_hash=hashlib.blake2b(_PACK(request), digest_size=16).digest() if named else b"",
+            body_hash=_body_hash(request) if named else b"",
             estimate=estimate(request, cards=services.rate_cards, at=services.clock(), limits=services.limits),
             key=call_key(request),
             reservation_id=reservation_id,
@@ -202,11 +208,17 @@ class OrgAdmission:
 
     async def _open_windows(self, planner: Planner, checks: list[Check]) -> None:
         """Point every plan at the windows of now, creating those that are missing."""
-        at = self._services.clock() + self._ahead
+        services = self._services
+        at = services.clock() + self._ahead
+        if not any([planner.resolve(check.plan, at) for check in checks]):
+            return
+        # Only PostgreSQL's clock opens windows (R3): one opened early would carry over what is yet to be spent.
+        async with services.database.connection() as connection:
+            at = await budget_store.clock(connection)
+        self._ahead = at - services.clock()
         missing = [(m, at) for check in checks for m in planner.resolve(check.plan, at)]
         if missing:
-            index = self._services.index(self._org)
-            await open_missing(self._services.database, planner.catalogue, index, missing)
+            await open_missing(services.database, planner.catalogue, services.index(self._org), missing)
             for check in checks:
                 planner.resolve(check.plan, at)
 
@@ -225,11 +237,12 @@ class OrgAdmission:
         if not all(check.plan.current(opened.decided_at) for check in fresh):
             raise _TryAgain
         on_unpriced = str(planner.catalogue.settings.get("on_unpriced", self._services.limits.on_unpriced))
-        desk = Desk(_sums(opened, planner), opened.decided_at, on_unpriced)
+        targets = _targets(checks)
+        desk = Desk(_sums(opened, targets), opened.decided_at, on_unpriced)
         outcome = decide(fresh, desk)
         if not careful:
             await self._look_for_repeats(connection, fresh, outcome)
-        writing = asyncio.ensure_future(self._write(connection, planner, desk, outcome, repeats))
+        writing = asyncio.ensure_future(self._write(connection, targets, desk, outcome, repeats))
         await asyncio.sleep(0)
         # The replies are written while PostgreSQL writes; nobody hears them before the commit.
         try:
@@ -241,17 +254,17 @@ class OrgAdmission:
         return [again.get(check.request_id) or answers[check.request_id] for check in checks], changed
 
     async def _look_for_repeats(self, connection: Connection, checks: list[Check], outcome: Outcome) -> None:
-        """An approval finds its own repeat by the unique index; a denial must look, since a live answer stands (R5)."""
-        denied = [
+        """A reservation finds its own repeat by the unique index; others must look, since a live answer stands (R5)."""
+        others = [
             c.request_id
             for c, decision in zip(checks, outcome.decisions, strict=True)
-            if c.named and isinstance(decision, bytes)
+            if c.named and (isinstance(decision, bytes) or not c.request.reserve)
         ]
-        if denied and await reservation_store.any_request(connection, self._org, denied):
+        if others and await reservation_store.any_request(connection, self._org, others):
             raise _SeenBefore
 
     async def _write(
-        self, connection: Connection, planner: Planner, desk: Desk, outcome: Outcome, repeats: Repeats
+        self, connection: Connection, targets: Targets, desk: Desk, outcome: Outcome, repeats: Repeats
     ) -> bool:
         superseded = repeats.superseded(outcome.new.request_ids)
         if superseded:
@@ -267,35 +280,51 @@ class OrgAdmission:
                 high_limits=[desk.sums[w].high_limit for w in touched],
                 new=outcome.new,
             )
-        told = await self._tell_exceeded(connection, planner, desk, outcome)
+        told = await self._tell_exceeded(connection, targets, desk, outcome)
         return bool(outcome.new.ids) or told
 
-    async def _tell_exceeded(self, connection: Connection, planner: Planner, desk: Desk, outcome: Outcome) -> bool:
+    async def _tell_exceeded(self, connection: Connection, targets: Targets, desk: Desk, outcome: Outcome) -> bool:
         """The first denial of a window is an event; later ones are not."""
         candidates = sorted(w for w in outcome.denied_windows if not desk.sums[w].exceeded)
         if not candidates:
             return False
         news = set(await window_store.mark_exceeded(connection, self._org, candidates))
         events: list[tuple[str, bytes]] = []
-        for match, ref in planner.windows(news):
-            window = window_reply(match.budget, ref, desk.sums[ref.window_id])
-            payload = BudgetExceeded(cause="denied", window=window)
-            budget_id = match.budget.budget_id
-            events.append(cloud_event(self._services, self._org, budget_signals.EXCEEDED, payload, subject=budget_id))
+        for window_id in sorted(news):
+            budget, ref = targets[window_id]
+            payload = BudgetExceeded(cause="denied", window=window_reply(budget, ref, desk.sums[window_id]))
+            event = cloud_event(self._services, self._org, budget_signals.EXCEEDED, payload, subject=budget.budget_id)
+            events.append(event)
         await outbox_store.add(connection, self._org, events)
         self._services.outbox_ready.set()
         return bool(news)
 
 
-def _sums(opened: Opened, planner: Planner) -> dict[int, Sums]:
-    budgets = {ref.window_id: match.budget for match, ref in planner.windows(opened.window_ids)}
-    if len(budgets) != len(opened.window_ids):
-        raise _TryAgain  # Its place in a bounded cache was taken meanwhile.
+def _targets(checks: list[Check]) -> Targets:
+    """Budget and bounds of every window of a batch, from its plans: no cache has to remember them meanwhile."""
+    plans = {id(check.plan): check.plan for check in checks}.values()
+    return {
+        ref.window_id: (match.budget, ref)
+        for plan in plans
+        for match, ref in zip(plan.matches, plan.refs, strict=False)
+    }
+
+
+def _body_hash(request: CheckBudget) -> bytes:
+    """What tells a repeat from another request under the same id (R5)."""
+    try:
+        return hashlib.blake2b(_PACK(request), digest_size=16).digest()
+    except (OverflowError, RecursionError):
+        text = "is nested too deeply, or holds a whole number beyond 64 bits"
+        raise invalid(text, field="messages") from None
+
+
+def _sums(opened: Opened, targets: Targets) -> dict[int, Sums]:
     return {
         window_id: Sums(
             window_id,
-            effective_limit(budgets[window_id], opened.carries[i]),
-            budgets[window_id].blocking,
+            effective_limit(targets[window_id][0], opened.carries[i]),
+            targets[window_id][0].blocking,
             opened.spent[i],
             opened.reserved[i],
             opened.overrun[i],

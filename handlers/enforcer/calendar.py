@@ -7,6 +7,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from schemas.errors import invalid
 
+# Found in a zone folder, but not a place: they mean something else on every host, or nothing to PostgreSQL.
+HOST_ZONES: Final = frozenset({"Factory", "localtime", "posixrules"})
 _STEP: Final = timedelta(minutes=15)
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 Bounds = tuple[datetime, datetime | None]
@@ -16,6 +18,8 @@ Bounds = tuple[datetime, datetime | None]
 def zone(name: str) -> ZoneInfo:
     """The zone ``name``. Raises SignalError naming the field ``timezone``."""
     try:
+        if name in HOST_ZONES or name.startswith(("posix/", "right/")):
+            raise ValueError
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise invalid(f"'{name[:64]}' is not an IANA time zone such as 'Europe/Vienna'", field="timezone") from None

@@ -12,7 +12,7 @@ from handlers.cost.rate_card import RateCard
 from handlers.cost.resolve import RateCards
 from schemas.budget import CheckBudget
 from schemas.errors import SignalError, invalid
-from schemas.money import AmountError, parse_cost
+from schemas.money import COST_NANOS_MAX, AmountError, parse_cost
 
 # Without a tokenizer three UTF-8 bytes a token is an upper estimate for every script measured.
 BYTES_PER_TOKEN = 3
@@ -52,6 +52,8 @@ def estimate(request: CheckBudget, *, cards: RateCards, at: datetime, limits: Li
     found = Estimate(None, prompt + completion, card, prompt, completion, None, warnings)
     if card is not None:
         found.cost = worst_case(card, prompt, completion)
+        if (found.cost or 0) > COST_NANOS_MAX:
+            raise invalid("costs more than any amount this service keeps", field="max_completion_tokens")
         if card.context_window is not None and prompt + completion > card.context_window:
             found.over_context = card.context_window
         if card.notes:

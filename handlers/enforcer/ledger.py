@@ -10,6 +10,8 @@ from store.budgets import BudgetRow
 
 # What years of unused limits may add up to; with the largest limit still far below what a bigint holds.
 CARRY_MAX = 4_000_000_000_000_000_000
+# What a window that only warns may hold and have spent: beyond it the next sums might outgrow a bigint.
+SUM_MAX = 8_000_000_000_000_000_000
 
 
 def effective_limit(budget: BudgetRow, carry: int) -> int:
@@ -36,8 +38,8 @@ class Sums:
             self.high_limit = self.limit
 
     def fits(self, amount: int) -> bool:
-        """Whether ``amount`` more may be set aside; a warning window never refuses."""
-        return not self.blocking or self.spent + self.reserved + amount <= self.limit
+        """Whether ``amount`` more may be set aside; a warning window refuses only what nobody could count."""
+        return self.spent + self.reserved + amount <= (self.limit if self.blocking else SUM_MAX)
 
     def free(self) -> int:
         """Room for a new reservation, never below 0."""

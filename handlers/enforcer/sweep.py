@@ -15,7 +15,7 @@ from store.reservations import ReservationRow
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """Up to when the usage stream is applied: everything (``drained``), or all before ``until``."""
+    """Up to when the usage stream is applied: everything (``drained``), all before ``until``, or (None) unknown."""
 
     drained: bool
     until: datetime | None
@@ -26,6 +26,8 @@ async def sweep(services: Services, applied: Applied) -> int:
     async with services.database.connection() as connection:
         now = await budget_store.clock(connection)
         due = cutoff(now, applied, skew=timedelta(seconds=services.limits.expiry_skew_s))
+        if due is None:
+            return 0
         orgs = await reservation_store.orgs_with_expired(connection, due)
     expired = 0
     for org in orgs:
@@ -34,10 +36,14 @@ async def sweep(services: Services, applied: Applied) -> int:
     return expired
 
 
-def cutoff(now: datetime, applied: Applied, *, skew: timedelta) -> datetime:
-    """Reservations that expired before this are due: an event that settles them would have been applied by now."""
-    edge = now if applied.drained or applied.until is None else min(now, applied.until)
-    return edge - skew
+def cutoff(now: datetime, applied: Applied, *, skew: timedelta) -> datetime | None:
+    """Reservations that expired before this are due: an event that settles them would have been applied by now.
+
+    None where that is unknown: nothing is due then.
+    """
+    if applied.drained:
+        return now - skew
+    return None if applied.until is None else min(now, applied.until) - skew
 
 
 async def _sweep_org(services: Services, org: str, due: datetime) -> int:

@@ -52,6 +52,8 @@ async def _create(services: Services, catalogue: Catalogue, wanted: list[tuple[M
         await open_missing(services.database, catalogue, services.index(catalogue.org), wanted)
     except StaleCatalogue:
         await services.reload_catalogue(catalogue.org)
+    except RETRYABLE:
+        pass  # Windows that are still missing are asked for again.
 
 
 class LockedWindows:

@@ -36,6 +36,15 @@ from store.pool import Connection, is_unavailable
 from store.reservations import ReservationRow
 
 Effect = Literal["applied", "duplicate", "conflict", "dead"]
+# PostgreSQL refuses the data (R13). Anything else that fails says nothing about the events, and they are tried again.
+_REFUSED = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+    ValueError,
+    OverflowError,
+    TypeError,
+)
 _ALL_COLUMNS = (*COLUMNS, "charged_at", "reserved", "charge_windows", "charge_amounts")
 
 
@@ -65,7 +74,7 @@ class Applier:
         """
         try:
             return await self._retrying(org, events)
-        except (asyncpg.PostgresError, ValueError, OverflowError, TypeError) as error:
+        except _REFUSED as error:
             if is_unavailable(error):
                 raise
             if len(events) > 1:
@@ -99,8 +108,9 @@ class Applier:
             try:
                 effects = await ledger_transaction(services, org, work)
             except asyncpg.CheckViolationError as error:
-                if "no partition" not in str(error):
+                if error.constraint_name is not None:
                     raise
+                # No partition holds one of the events; its day is missing.
                 await partitions.ensure(services.database, {e.timestamp.date() for e in events})
             else:
                 services.outbox_ready.set()
@@ -164,8 +174,9 @@ class _Application:
         await self._find_reservations(entries)
         holdings = await self._lock_reservations(entries)
         moves = self._plan_moves(entries, holdings)
-        await rollups.add(self._connection, self._org, rollup_rows((e.event, e.reserved) for e in entries))
         await usage_store.insert_events(self._connection, _ALL_COLUMNS, [_record(entry) for entry in entries])
+        # After the events, whose insertion nobody waits for: rollup rows are shared by every agent.
+        await rollups.add(self._connection, self._org, rollup_rows((e.event, e.reserved) for e in entries))
         await self._write_reservations(holdings)
         await self._book(moves)
         await self._tell_unpriced(fresh)

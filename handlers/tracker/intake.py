@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from handlers.context import Inbound, Services
+from handlers.cursor import PAGE_BYTES_MAX
 from handlers.tracker.apply import Applier, Effect
 from handlers.tracker.priced import PricedEvent, Receipt, priced
 from schemas.base import CloudEvent
@@ -240,9 +241,13 @@ def _answer(waiter: Waiter, effects: Sequence[Effect] | None) -> None:
         waiter.inbound.answer(_ENCODE(replies[0]))
         return
     accepted = sum(reply.accepted for reply in replies)
-    waiter.inbound.answer(
-        _ENCODE(TrackedUsageBatch(events=replies, accepted=accepted, rejected=len(replies) - accepted))
-    )
+    reply = TrackedUsageBatch(events=replies, accepted=accepted, rejected=len(replies) - accepted)
+    encoded = _ENCODE(reply)
+    if len(encoded) > PAGE_BYTES_MAX:
+        # What was stored must be answered as stored: the warnings are what can be done without.
+        without = [msgspec.structs.replace(item, warnings=[]) for item in replies]
+        encoded = _ENCODE(msgspec.structs.replace(reply, events=without))
+    waiter.inbound.answer(encoded)
 
 
 def _tracked(receipt: Receipt, effect: Effect | None) -> TrackedUsage:

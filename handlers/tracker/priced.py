@@ -15,11 +15,11 @@ from handlers.cost.resolve import RateCards
 from handlers.tracker.counts import counts_of
 from handlers.tracker.normalise import Normalised
 from schemas.errors import invalid
-from schemas.money import AmountError, parse_cost
+from schemas.money import COST_NANOS_MAX, AmountError, parse_cost
 from schemas.usage import UsageEvent
 
 _FIELDS: Final = len(msgspec.structs.fields(UsageEvent))
-_PACK: Final = msgspec.msgpack.Encoder().encode
+_PACK: Final = msgspec.msgpack.Encoder(order="deterministic").encode
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -94,7 +94,12 @@ class Receipt:
 
 def payload_hash(event: UsageEvent) -> bytes:
     """What tells a retry from another event under the same id: everything the sender said, however it was encoded."""
-    return hashlib.blake2b(_PACK(msgspec.structs.astuple(event)[:_FIELDS]), digest_size=16).digest()
+    try:
+        packed = _PACK(msgspec.structs.astuple(event)[:_FIELDS])
+    except (OverflowError, RecursionError):
+        field = "usage" if event.metadata is None else "metadata"
+        raise invalid("is nested too deeply, or holds a whole number beyond 64 bits", field=field) from None
+    return hashlib.blake2b(packed, digest_size=16).digest()
 
 
 def priced(
@@ -107,6 +112,8 @@ def priced(
     card = cards.resolve(event.provider, event.model, timestamp, service_tier=tier, batch=event.batch)
     cost = price(card, found.quantities) if card is not None else None
     _check_bounds(event, limits)
+    if cost is not None and (cost.cost_nanos or 0) > COST_NANOS_MAX:
+        raise invalid("makes the cost larger than any amount this service keeps", field="completion_tokens")
     return Receipt(
         event=_columns(event, org, event_id, timestamp, arrived_at, found, card, cost),
         context_used=found.context_tokens,
@@ -198,8 +205,15 @@ def _check_bounds(event: UsageEvent, limits: Limits) -> None:
         raise invalid(f"has more than {limits.tags_max} tags", field="tags")
     for field in ("metadata", "usage"):
         value: dict[str, Any] | None = getattr(event, field)
-        if value is not None and len(msgspec.json.encode(value)) > limits.metadata_bytes_max:
+        if value is not None and _size(value, field) > limits.metadata_bytes_max:
             raise invalid(f"is larger than {limits.metadata_bytes_max} bytes", field=field)
+
+
+def _size(value: dict[str, Any], field: str) -> int:
+    try:
+        return len(msgspec.json.encode(value))
+    except RecursionError:
+        raise invalid("is nested too deeply", field=field) from None
 
 
 def _line_items(items: tuple[LineItem, ...]) -> str:

@@ -1,6 +1,6 @@
 """``get_usage`` and ``aggregate_usage``: what was used, event by event or in sums. Reads only."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final
 
 import asyncpg
@@ -10,6 +10,7 @@ from handlers.context import Context
 from handlers.cursor import decode_cursor, fitting, page
 from handlers.enforcer.answers import wire_time
 from handlers.enforcer.calendar import zone
+from handlers.moment import in_utc
 from handlers.tracker.rollup import bucket_of
 from schemas.errors import invalid
 from schemas.money import format_cost
@@ -76,18 +77,11 @@ async def aggregate_usage(ctx: Context, request: AggregateUsage) -> UsageSums:
 
 
 def _query(ctx: Context, start: datetime | None, end: datetime | None, filters: UsageFilters) -> UsageQuery:
-    start, end = _moment(start, "start"), _moment(end, "end")
+    start, end = in_utc(start, "start"), in_utc(end, "end")
     if start is not None and end is not None and start >= end:
         raise invalid("must be after start", field="end")
     given = {name: like_pattern(v) for name, v in msgspec.structs.asdict(filters).items() if v is not None}
     return UsageQuery(org=ctx.org, start=start, end=end, filters=given)
-
-
-def _moment(at: datetime | None, field: str) -> datetime | None:
-    try:
-        return None if at is None else at.astimezone(UTC)
-    except OverflowError:
-        raise invalid("is out of range", field=field) from None
 
 
 def _rollups_answer(request: AggregateUsage, query: UsageQuery) -> bool:

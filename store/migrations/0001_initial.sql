@@ -175,6 +175,7 @@ CREATE TABLE usage_event (
     charge_amounts bigint[] NOT NULL
 ) PARTITION BY RANGE ("timestamp");
 CREATE INDEX usage_event_time ON usage_event (org_id, "timestamp", id);
+CREATE INDEX usage_event_charged ON usage_event USING brin (charged_at);
 CREATE TRIGGER usage_event_append_only BEFORE UPDATE OR DELETE ON usage_event
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
 

@@ -270,3 +270,13 @@ async def test_only_the_star_is_special_in_python_and_in_sql(database_url: str) 
     await connection.close()
     assert pattern_matches("a*b*c", "aXbYc") and not pattern_matches("ab*bc", "abc")
     assert not pattern_matches("gpt-?", "gpt-4") and not pattern_matches("[g]pt", "gpt")
+
+
+async def test_years_of_unused_limits_carry_no_more_than_the_ledger_holds(ctx: Context, services: Services) -> None:
+    everything = Rollover(policy="full")
+    budget = await create_budget(ctx, wanted(limit="1000000000", period="minute", rollover=everything))
+    await services.database.execute("UPDATE budget SET counting_since = now() - interval '10 years'")
+    await services.reload_catalogue("default")
+    await apply_usage(services, gpt())
+    (applied,) = (await get_budget_status(ctx, GetBudgetStatus(budget_id=budget.budget_id))).budgets
+    assert applied.window.limit == "5000000000"

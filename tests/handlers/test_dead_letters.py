@@ -74,11 +74,11 @@ async def test_a_corrected_letter_is_applied_under_the_id_and_time_it_had(
 
 
 async def test_what_the_sender_stamped_stays(ctx: Context, services: Services, sink: RecordingSink) -> None:
-    await received(services, {"provider": "openai", "id": "mine", "timestamp": "2026-01-02T03:04:05Z"})
+    await received(services, {"provider": "openai", "id": "mine", "timestamp": "2025-01-02T03:04:05Z"})
     (letter,) = await letters(ctx)
     reply = await retry_dead_letter(ctx, RetryDeadLetter(dead_letter_id=letter.dead_letter_id.upper()))
     assert reply.usage_id == "mine"
-    assert sink.resent[0][1] == {"provider": "openai", "id": "mine", "timestamp": "2026-01-02T03:04:05Z"}
+    assert sink.resent[0][1] == {"provider": "openai", "id": "mine", "timestamp": "2025-01-02T03:04:05Z"}
 
 
 async def test_every_event_of_a_batch_gets_its_id(ctx: Context, services: Services, sink: RecordingSink) -> None:

@@ -103,13 +103,10 @@ async def test_status_answers_in_time_when_nothing_else_does(
 async def _busy(ctx: Context, services: Services) -> None:
     """Every way a window's sums come about: backfill, reserved, in part, presumed, unreserved, overrun, released."""
     await apply_usage(services, gpt(user_id="u"))
-    for name, unit, limit in (("money", "cost", "0.02"), ("tokens", "tokens", "100000"), ("calls", "requests", "50")):
-        await create_budget(
-            ctx,
-            CreateBudget(
-                name=name, type="user", unit=unit, limit=limit, backfill=True, on_expiry="settle", period="total"
-            ),
-        )
+    shared: dict[str, Any] = {"type": "user", "backfill": True, "on_expiry": "settle", "period": "total"}
+    await create_budget(ctx, CreateBudget(name="money", limit="0.02", **shared))
+    await create_budget(ctx, CreateBudget(name="tokens", unit="tokens", limit="100000", **shared))
+    await create_budget(ctx, CreateBudget(name="calls", unit="requests", limit="50", **shared))
     ids = [(await checked(services, **CALL, user_id="u", ttl_s=1))["reservation_id"] for _ in range(4)]
     await apply_usage(services, gpt(user_id="u", reservation_id=ids[0]))
     await apply_usage(services, gpt(user_id="u", reservation_id=ids[1], prompt=500, completion=0, final=False))

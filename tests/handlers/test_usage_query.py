@@ -7,11 +7,12 @@ import pytest
 
 from handlers import cursor
 from handlers.context import Context, Services
+from handlers.tracker import query
 from handlers.tracker.query import aggregate_usage, get_usage
 from schemas.usage import AggregateUsage, Dimension, GetUsage, Interval, UsageFilters
 from tests.support.services import apply_usage, checked, context, gpt, refusal
 
-NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
+NOON = datetime(2025, 3, 10, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 
 
@@ -121,11 +122,10 @@ async def test_rollups_say_what_the_events_say(ctx: Context, services: Services)
     await checked(services, provider="openai", model="gpt-4o", prompt_tokens=1, max_completion_tokens=1, request_id="r")
     await apply_usage(services, gpt(request_id="r", timestamp=NOON))
     await _spread(services)
-    for interval in get_args(Interval):
-        if interval == "minute":
-            continue
+    rolled = None
+    for interval in set(get_args(Interval)) - {"minute"}:
         for group_by in ([], ["team_id"], ["model", "user_id"], [*get_args(Dimension)][:6], [*get_args(Dimension)][6:]):
-            request = {"interval": interval, "group_by": group_by, "timezone": "Asia/Kathmandu"}
+            request: dict[str, Any] = {"interval": interval, "group_by": group_by, "timezone": "Asia/Kathmandu"}
             rolled = await aggregate_usage(ctx, asked(end=NOON + 3 * DAY, **request))
             summed = await aggregate_usage(ctx, asked(NOON - DAY - timedelta(seconds=1), end=NOON + 3 * DAY, **request))
             assert (rolled.source, summed.source) == ("rollups", "events")
@@ -136,6 +136,7 @@ async def test_rollups_say_what_the_events_say(ctx: Context, services: Services)
             ]
             assert rolled.totals.requests == sum(r.requests for r in rolled.rows) == summed.totals.requests
             assert rolled.totals.total_tokens == sum(r.total_tokens for r in rolled.rows)
+    assert rolled is not None
     assert (rolled.totals.errors, rolled.totals.unpriced_requests, rolled.totals.reserved_requests) == (10, 17, 1)
 
 
@@ -146,15 +147,15 @@ async def test_the_source_is_the_events_where_rollups_cannot_say(ctx: Context, s
     assert (await aggregate_usage(ctx, asked(filters=UsageFilters(team_id="t1")))).source == "rollups"
     assert (await aggregate_usage(ctx, asked(end=NOON + timedelta(minutes=7)))).source == "events"
     minutes = await aggregate_usage(ctx, asked(interval="minute", end=NOON + timedelta(hours=1)))
-    assert [r.window for r in minutes.rows] == ["2026-03-10T12:00:00Z", "2026-03-10T12:37:00Z"]
+    assert [r.window for r in minutes.rows] == ["2025-03-10T12:00:00Z", "2025-03-10T12:37:00Z"]
 
 
 async def test_buckets_follow_the_calendar_of_the_zone(ctx: Context, services: Services) -> None:
     times = [
-        datetime(2026, 3, 28, 22, 59, tzinfo=UTC),  # Saturday 23:59 in Vienna
-        datetime(2026, 3, 28, 23, 0, tzinfo=UTC),  # Sunday 00:00, the day with 23 hours
-        datetime(2026, 3, 29, 21, 59, tzinfo=UTC),  # Sunday 23:59
-        datetime(2026, 3, 29, 22, 0, tzinfo=UTC),  # Monday 00:00
+        datetime(2025, 3, 29, 22, 59, tzinfo=UTC),  # Saturday 23:59 in Vienna
+        datetime(2025, 3, 29, 23, 0, tzinfo=UTC),  # Sunday 00:00, the day with 23 hours
+        datetime(2025, 3, 30, 21, 59, tzinfo=UTC),  # Sunday 23:59
+        datetime(2025, 3, 30, 22, 0, tzinfo=UTC),  # Monday 00:00
     ]
     await apply_usage(services, *[gpt(timestamp=at) for at in times])
 
@@ -165,15 +166,15 @@ async def test_buckets_follow_the_calendar_of_the_zone(ctx: Context, services: S
         return [(row.window, row.requests) for row in found.rows]
 
     assert await windows("day") == [
-        ("2026-03-27T23:00:00Z", 1),
-        ("2026-03-28T23:00:00Z", 2),
-        ("2026-03-29T22:00:00Z", 1),
+        ("2025-03-28T23:00:00Z", 1),
+        ("2025-03-29T23:00:00Z", 2),
+        ("2025-03-30T22:00:00Z", 1),
     ]
-    assert await windows("week") == [("2026-03-22T23:00:00Z", 3), ("2026-03-29T22:00:00Z", 1)]
-    assert await windows("month") == [("2026-02-28T23:00:00Z", 4)]
-    assert await windows("month", "UTC") == [("2026-03-01T00:00:00Z", 4)]
-    assert [n for _, n in await windows("hour", "Asia/Kathmandu")] == [1, 1, 1, 1]
-    assert await windows("total") == [("2026-02-16T22:00:00Z", 4)]
+    assert await windows("week") == [("2025-03-23T23:00:00Z", 3), ("2025-03-30T22:00:00Z", 1)]
+    assert await windows("month") == [("2025-02-28T23:00:00Z", 4)]
+    assert await windows("month", "UTC") == [("2025-03-01T00:00:00Z", 4)]
+    assert [n for _, n in await windows("hour", "Asia/Kathmandu")] == [2, 2]  # 04:44 and 04:45
+    assert await windows("total") == [("2025-02-17T22:00:00Z", 4)]
 
 
 async def test_the_largest_rows_are_kept_and_totals_cover_everything(ctx: Context, services: Services) -> None:
@@ -189,3 +190,12 @@ async def test_no_usage_is_no_rows_and_totals_of_nothing(ctx: Context) -> None:
     found = await aggregate_usage(ctx, asked(group_by=["model"]))
     assert (found.rows, found.totals.requests, found.totals.cost, found.totals.latency_ms_mean) == ([], 0, "0", None)
     assert found.totals.errors == found.totals.unpriced_requests == 0
+
+
+async def test_a_zone_that_only_the_database_lacks_is_refused_too(
+    ctx: Context, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await apply_usage(services, gpt(timestamp=NOON))
+    monkeypatch.setattr(query, "zone", str)
+    error = await refusal(aggregate_usage(ctx, asked(interval="day", timezone="Nowhere/Land")))
+    assert (error.code, error.field) == ("invalid_request", "timezone")
