@@ -19,13 +19,20 @@ from agent.embedded import DataDir, EmbeddedServerError
 from agent.logs import configure
 from agent.servers import Servers
 from agent.settings import Settings
-from agent.streams import StreamConflict
+from agent.streams import StreamConflict, StreamUnavailable
 from handlers.cost.resolve import RateCards
-from store.migrate import MigrationError, migrate
+from store.migrate import DatabaseUnreachable, MigrationError, migrate
 
 _log = logging.getLogger("agent")
 # What a person can mend: said in one line, without a traceback.
-EXPLAINED = (EmbeddedServerError, MigrationError, StreamConflict, ConnectFailed)
+EXPLAINED = (
+    EmbeddedServerError,
+    DatabaseUnreachable,
+    MigrationError,
+    StreamConflict,
+    StreamUnavailable,
+    ConnectFailed,
+)
 
 
 def main() -> int:
@@ -53,7 +60,7 @@ async def serve(settings: Settings) -> None:
         try:
             await servers.start(settings)
             await servers.start_side_car(settings)
-            await migrate(servers.database_url)
+            await migrate(servers.database_url, timeout_s=settings.connect_deadline_s)
             await warm
             await _serve(settings, servers, rate_cards, began)
         finally:
@@ -67,7 +74,11 @@ async def _serve(settings: Settings, servers: Servers, rate_cards: RateCards, be
         settings = settings.model_copy(update={"default_roles": ("admin",)})
         _log.warning("private NATS on loopback: the anonymous local user is admin")
     agent = TokenManagerAgent(
-        settings, nats_url=servers.agent_nats_url, database_url=servers.database_url, rate_cards=rate_cards
+        settings,
+        nats_url=servers.agent_nats_url,
+        database_url=servers.database_url,
+        rate_cards=rate_cards,
+        house=servers if servers.private else None,
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

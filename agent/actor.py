@@ -1,9 +1,12 @@
 """TokenManagerAgent: the token manager on the bus. Thin: it wires handlers to connections and keeps the order."""
 
 import asyncio
+import contextlib
 import logging
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
+
+from nats import errors as nats_errors
 
 from agent import streams
 from agent.backoff import Backoff
@@ -40,13 +43,30 @@ STATUS_TIMEOUT_S = 2.0
 _log = logging.getLogger(__name__)
 
 
+class PrivateServers(Protocol):
+    """What the agent can do about servers that are its own."""
+
+    def disk_problem(self) -> str | None: ...
+
+    async def renew_nats(self) -> None: ...
+
+
 class TokenManagerAgent(BaseAgent):
     """One agent process; any number of them share a bus and a database."""
 
-    def __init__(self, settings: Settings, *, nats_url: str, database_url: str, rate_cards: RateCards) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        nats_url: str,
+        database_url: str,
+        rate_cards: RateCards,
+        house: PrivateServers | None = None,
+    ) -> None:
         super().__init__(settings.instance or f"tm-{new_id()[-12:]}")
         self._settings = settings
         self._nats_url = nats_url
+        self._house = house
         self._started_at = datetime.now(UTC)
         pool = PoolSettings(max_size=settings.database_pool_max)
         self._database = Database(database_url, pool)
@@ -69,18 +89,23 @@ class TokenManagerAgent(BaseAgent):
 
     async def _start(self) -> None:
         settings, services = self._settings, self.services
-        (requests, bulk), _ = await asyncio.gather(
-            asyncio.gather(self._connect("requests"), self._connect("bulk")), self._database.open()
+        opened = await asyncio.gather(
+            self._connect("requests"), self._connect("bulk"), self._database.open(), return_exceptions=True
         )
-        self._clients = [requests, bulk]
+        self._clients = [part for part in opened if isinstance(part, BusClient)]
+        for part in opened:
+            if isinstance(part, BaseException):
+                raise part
+        requests, bulk = self._clients
         stream_settings = streams.StreamSettings(
             num_replicas=settings.stream_replicas,
             usage_bytes_max=settings.stream_usage_bytes_max,
+            ack_wait_s=settings.ingest_ack_wait_s,
             single_account=self._single,
         )
         created, _ = await asyncio.gather(streams.ensure_streams(bulk, stream_settings), self._ensure_partitions())
         publisher = StoredPublisher(bulk)
-        services.sink = StreamSink(publisher, new_id, timeout_s=settings.limits.stored_timeout_s)
+        services.sink = self._sink = StreamSink(publisher, new_id, timeout_s=settings.limits.stored_timeout_s)
         applier = Applier(services)
         self._ingest = Ingest(services, applier)
         self._ingest_loop = IngestLoop(
@@ -89,7 +114,9 @@ class TokenManagerAgent(BaseAgent):
             stream_created=created,
             batch_max=settings.ingest_batch_messages_max,
             pending_max=settings.ingest_pending_messages_max,
+            keep_s=settings.ingest_ack_wait_s / 3,
             backoff=self._backoff(),
+            on_failed=self.stop,
         )
         self._relay = Relay(
             self._database,
@@ -113,7 +140,7 @@ class TokenManagerAgent(BaseAgent):
         client = await connect(
             self._nats_url,
             instance=f"{self.instance}-{purpose}",
-            settings=BusSettings(),
+            settings=BusSettings(connect_deadline_s=self._settings.connect_deadline_s),
             credentials=BusCredentials(credentials_file=str(credentials)) if credentials else None,
         )
         # A connection that is closed for good is never mended; a process that cannot hear must not look alive.
@@ -149,6 +176,7 @@ class TokenManagerAgent(BaseAgent):
         self._run(self._relay.run(), "outbox")
         self._run(self._every(settings.expiry_interval_s, self._expire, self._backoff()), "expiry")
         self._run(self._every(settings.partition_interval_s, self._ensure_partitions, self._backoff()), "partitions")
+        self._run(self._every(settings.watchdog_interval_s, self._look_after_servers, self._backoff()), "servers")
         for client in self._clients:
             watch = self._watch(client, interval_s=settings.watchdog_interval_s, timeout_s=settings.watchdog_timeout_s)
             self._run(watch, "watchdog")
@@ -156,15 +184,18 @@ class TokenManagerAgent(BaseAgent):
     async def _drain(self) -> None:
         """Intake ends, everything accepted is answered and applied, events go out; only then connections close."""
         timeout_s = self._settings.drain_timeout_s
-        if not await self._dispatch.drain(timeout_s):
-            _log.error("%d requests were not answered in time", self._dispatch.open_requests)
+        answered = await self._dispatch.drain(timeout_s)
         await self._service.stop()
-        await self._admission.drain()
-        await self._intake.drain()
+        if answered:
+            await self._admission.drain()
+            await self._intake.drain()
+        else:  # What hangs now may hang for long; nobody has been told that it was done.
+            _log.error("%d requests were not answered in time", self._dispatch.open_requests)
         await self._ingest_loop.stop(timeout_s)
         for client in self._clients:
             if client.is_connected:
-                await client.flush()
+                with contextlib.suppress(nats_errors.Error):  # A bus that hangs takes no replies.
+                    await client.flush()
 
     async def _close(self) -> None:
         for client in self._clients:
@@ -182,6 +213,17 @@ class TokenManagerAgent(BaseAgent):
         expired = await sweep(self.services, applied)
         if expired:
             _log.info("%d reservations expired", expired)
+
+    async def _look_after_servers(self) -> None:
+        """Say when the disk is full, and renew a private bus that is there but stores nothing although it could."""
+        if self._house is None:
+            return
+        if disk := self._house.disk_problem():
+            _log.error("%s", disk)
+        elif self._sink.silent_s > self._settings.store_silent_max_s and self._clients[1].is_connected:
+            _log.error("%s; starting nats-server again", self._sink.problem)
+            self._sink.forget()
+            await self._house.renew_nats()
 
     async def _ensure_partitions(self) -> None:
         """R12: partitions a week ahead, made by whichever agent comes first."""
@@ -205,6 +247,7 @@ class TokenManagerAgent(BaseAgent):
         except (streams.StreamConflict, streams.StreamUnavailable) as error:
             problem = str(error)
         counts = self._ingest.counts
+        disk = None if self._house is None else self._house.disk_problem()
         return {
             "started_at": self._started_at,
             "version": VERSION,
@@ -215,6 +258,8 @@ class TokenManagerAgent(BaseAgent):
             "duplicates": counts.duplicates,
             "parts": [
                 ("stream", problem is None, problem),
+                ("store", self._sink.problem is None, self._sink.problem),
+                ("disk", disk is None, disk),
                 ("ingest", self._ingest_loop.problem is None, self._ingest_loop.problem),
                 ("outbox", self._relay.problem is None, self._relay.problem),
             ],

@@ -26,8 +26,12 @@ class BaseAgent:
         self._failed: list[str] = []
 
     async def start(self) -> None:
-        """Connect and begin to serve; raises what makes that impossible."""
-        await self._start()
+        """Connect and begin to serve; raises what makes that impossible, and then nothing stays open."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._close()
+            raise
         self.ready = True
 
     def stop(self) -> None:

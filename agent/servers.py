@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from agent.embedded import DataDir, EmbeddedNats, EmbeddedPostgres, keep_running
 from agent.settings import Settings
 from agent.side_car import SideCar
 
+DISK_FREE_MIN_BYTES = 32 * 1024 * 1024
 ROOT = Path(__file__).resolve().parents[1]
 _log = logging.getLogger(__name__)
 
@@ -78,6 +80,28 @@ class Servers:
         )
         await self.side_car.start()
         self._keepers.append(asyncio.create_task(keep_running(self.side_car)))
+
+    @property
+    def private(self) -> bool:
+        """Whether anything of the agent's is written to the data folder's disk."""
+        return self.nats is not None or self.postgres is not None
+
+    def disk_problem(self) -> str | None:
+        """What to say when private servers cannot write much longer."""
+        if not self.private:
+            return None
+        free = shutil.disk_usage(self.data.path).free
+        if free >= DISK_FREE_MIN_BYTES:
+            return None
+        return f"the disk of {self.data.path} is full: {free // 1024} KiB are free"
+
+    async def renew_nats(self) -> None:
+        """End the private nats-server; the keeper starts it again. Nothing happens where it is given.
+
+        A stream whose disk was full refuses to store, without an answer, until its server is started again.
+        """
+        if self.nats is not None:
+            await self.nats.stop()
 
     async def stop(self) -> None:
         """End the side car, then the servers; what is given from outside stays."""

@@ -5,6 +5,7 @@ not used: it copies request headers into replies, may send a null description, w
 every service on the bus, and drops requests when it stops.
 """
 
+import asyncio
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
+from nats import errors
 
 from agent.client import BusClient, DirectSubscription
 from schemas import CONTRACT_VERSION
@@ -148,8 +150,11 @@ class Service:
     async def stop(self) -> None:
         """Stop answering; what was asked before is answered."""
         subscriptions, self._subscriptions = self._subscriptions, []
-        for subscription in subscriptions:
-            await subscription.drain()
+        drains = (subscription.drain() for subscription in subscriptions)
+        for result in await asyncio.gather(*drains, return_exceptions=True):
+            # A bus that hangs asks nothing.
+            if isinstance(result, BaseException) and not isinstance(result, errors.Error):
+                raise result
 
     def ping(self) -> dict[str, Any]:
         """The answer to PING."""

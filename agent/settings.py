@@ -22,6 +22,7 @@ class Settings(BaseSettings):
     )
     web_nats_url: str | None = Field(None, description="How the HTTP side car connects; unset: as a local caller")
     database_url: str | None = Field(None, description="A real PostgreSQL; unset: a private one is started")
+    connect_deadline_s: float = Field(30.0, gt=0, description="How long a start waits for given servers to answer")
     data_dir: Path = Field(Path("data"), description="Where private servers keep their data and runtime.json lies")
     nats_port: int = Field(0, ge=0, le=65535, description="Port of the private NATS server; 0: a free one, kept")
     http_port: int = Field(0, ge=0, le=65535, description="Port of the HTTP side car; 0: a free one, kept")
@@ -48,12 +49,18 @@ class Settings(BaseSettings):
     partition_days_ahead: int = Field(7, ge=1, le=60)
     watchdog_interval_s: float = Field(5.0, gt=0)
     watchdog_timeout_s: float = Field(5.0, gt=0)
+    store_silent_max_s: float = Field(
+        15.0, gt=0, description="A private NATS server that is there but confirms nothing for so long is started again"
+    )
     outbox_batch_max: int = Field(200, ge=1)
     outbox_poll_s: float = Field(1.0, gt=0)
     retry_wait_s: float = Field(0.2, gt=0, description="First wait after a failure; doubles up to the next setting")
     retry_wait_max_s: float = Field(5.0, gt=0)
     ingest_batch_messages_max: int = Field(256, ge=1)
     ingest_pending_messages_max: int = Field(2000, ge=1)
+    ingest_ack_wait_s: int = Field(
+        15, ge=3, description="What a dead agent had taken is given to another one after this; a third: how often said"
+    )
     limits: Limits = Limits()
 
     def roles_of(self, org: str, user: str | None) -> frozenset[str]:

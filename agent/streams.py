@@ -74,7 +74,7 @@ class StreamSettings:
     dead_letter_age_s: int = 30 * DAY_S
     message_bytes_max: int = 1024 * 1024
     duplicate_window_s: float = 0.1
-    ack_wait_s: int = 60
+    ack_wait_s: int = 15
     max_ack_pending: int = 20_000
     max_waiting: int = 512
     single_account: bool = False

@@ -1,6 +1,6 @@
 """The reference for everything on the bus: a service that answers at once. ``python -m bench.echo URL SUBJECT``.
 
-Stock nats-py, as its documentation shows it; with ``--direct`` the agent's own client, the least a Python service costs.
+Stock nats-py, as its documentation shows it; with ``--direct`` the agent's own client.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ async def stock(url: str, subject: str) -> None:
     async def answer(message: Msg) -> None:
         await message.respond(ANSWER)
 
-    await client.subscribe(subject, cb=answer)
+    await client.subscribe(subject, cb=answer)  # pyright: ignore[reportUnknownMemberType]
     await client.flush()
     await _serve()
 

@@ -5,6 +5,7 @@ latency counts from when its request was due, so a slow service cannot slow its 
 """
 
 import asyncio
+import contextlib
 import itertools
 import sys
 import time
@@ -73,6 +74,7 @@ class Load:
         self._failed = 0
         self._problem = ""
         self._all_answered = asyncio.Event()
+        self._rested = asyncio.Event()
 
     async def run(self) -> LoadResult:
         """Send until the bound is reached and everything is answered."""
@@ -102,9 +104,9 @@ class Load:
         answered, ordered = self._answered, sorted(self._latencies)
         self._stopped = True
         sending.cancel()
-        deadline = time.perf_counter() + REST_S
-        while self._due and time.perf_counter() < deadline:
-            await asyncio.sleep(0.01)
+        if self._due:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._rested.wait(), REST_S)
         if self._due:
             self._failed += len(self._due)
             self._problem = self._problem or f"{len(self._due)} requests were never answered"
@@ -157,6 +159,8 @@ class Load:
         self._answered += 1
         if self._answered == self._spec.count:
             self._all_answered.set()
+        if self._stopped and not self._due:
+            self._rested.set()
 
     def _again(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         self._once(subject, reply, data, headers)

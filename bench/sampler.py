@@ -7,6 +7,8 @@ more than half and shift the picture. Only the main thread is sampled; it is the
 import json
 import signal
 import sys
+import sysconfig
+import time
 from collections import Counter
 from pathlib import Path
 from types import FrameType
@@ -15,9 +17,11 @@ from agent.__main__ import main
 
 INTERVAL_S = 0.002
 TOP = 25
+STDLIB = sysconfig.get_path("stdlib") + "/"
 ROOT = str(Path(__file__).resolve().parents[1]) + "/"
 
 _samples = 0
+_since = 0.0
 _own: Counter[str] = Counter()
 _within: Counter[str] = Counter()
 
@@ -39,17 +43,22 @@ def sample(number: int, frame: FrameType | None) -> None:
 
 def _name(frame: FrameType) -> str:
     code = frame.f_code
-    path = code.co_filename.removeprefix(ROOT)
-    if "site-packages/" in path:
-        path = path.rpartition("site-packages/")[2]
-    return f"{path}:{code.co_firstlineno} {code.co_qualname}"
+    return f"{_short(code.co_filename)}:{code.co_firstlineno} {code.co_qualname}"
+
+
+def _short(path: str) -> str:
+    """A path from the project, the installed packages or the standard library on."""
+    for root in ("site-packages/", ROOT, STDLIB):
+        if root in path:
+            return path.rpartition(root)[2]
+    return path
 
 
 def reset(number: int, frame: FrameType | None) -> None:
     """Forget the samples so far: what comes now is what is wanted (SIGUSR1)."""
-    global _samples  # noqa: PLW0603
+    global _samples, _since
     del number, frame
-    _samples = 0
+    _samples, _since = 0, time.process_time()
     _own.clear()
     _within.clear()
 
@@ -64,7 +73,7 @@ def run(out: Path) -> int:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         top = {"own": _own.most_common(TOP * 2), "within": _within.most_common(TOP * 2)}
-        out.write_text(json.dumps({"samples": _samples, "interval_s": INTERVAL_S, **top}))
+        out.write_text(json.dumps({"samples": _samples, "cpu_s": time.process_time() - _since, **top}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where things are measured: private servers as users get them, agents and load generators as processes of their own."""
+"""Where things are measured: private servers as users get them; agents and load generators are own processes."""
 
 import asyncio
 import os

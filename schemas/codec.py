@@ -14,7 +14,7 @@ from .errors import SignalError, invalid
 T = TypeVar("T")
 
 _AT: Final = re.compile(r" - at `(.+)`$")
-_UNKNOWN: Final = re.compile(r"unknown field `(.+?)`")
+_UNKNOWN: Final = re.compile(r"unknown field `(.+?)`", re.DOTALL)
 _MISSING: Final = re.compile(r"missing required field `(.+?)`")
 _BYTE: Final = re.compile(r"\(byte (\d+)\)")
 _KEY: Final = re.compile(rb'"([A-Za-z0-9_]{1,64})"\s*:')

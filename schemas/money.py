@@ -31,10 +31,11 @@ def format_cost(nanos: int) -> str:
     """Canonical decimal string of nanos: no exponent, no trailing zeros (``7_000_000`` is ``"0.007"``)."""
     if nanos < 0:
         return "-" + format_cost(-nanos)
-    whole, part = divmod(nanos, NANOS)
-    if not part:
-        return str(whole)
-    return f"{whole}.{part:09d}".rstrip("0")
+    digits = str(nanos)
+    if len(digits) <= NANOS_DIGITS:
+        digits = digits.zfill(NANOS_DIGITS + 1)
+    kept, point = digits.rstrip("0"), len(digits) - NANOS_DIGITS
+    return digits[:point] if len(kept) <= point else f"{digits[:point]}.{kept[point:]}"
 
 
 def _parse(text: str, *, digits: int, most: int) -> int:

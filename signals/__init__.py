@@ -21,7 +21,10 @@ ANYONE = "anyone"
 
 @dataclass(frozen=True, kw_only=True)
 class Request(Generic[Q, R]):
-    """A request/reply signal. ``roles`` may send it; ``admin`` always may, ``anyone`` needs no role."""
+    """A request/reply signal. ``roles`` may send it; ``admin`` always may, ``anyone`` needs no role.
+
+    ``queued`` False: it never waits behind other requests, because it must answer while what they need hangs.
+    """
 
     name: str
     request: type[Q]
@@ -30,6 +33,7 @@ class Request(Generic[Q, R]):
     purpose: str
     group: str
     idempotent: bool = True
+    queued: bool = True
 
     @property
     def subject(self) -> str:

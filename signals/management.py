@@ -9,6 +9,7 @@ GET_STATUS = Request(
     reply=management.Status,
     roles=(ANYONE,),
     group="management",
+    queued=False,
     purpose="Health, version, lag, live reservations, reconciliation",
 )
 DESCRIBE = Request(
@@ -17,6 +18,7 @@ DESCRIBE = Request(
     reply=management.Description,
     roles=(ANYONE,),
     group="management",
+    queued=False,
     purpose="The contract: AsyncAPI 3 document and JSON Schemas",
 )
 

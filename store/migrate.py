@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ from store.pool import Connection
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _LOCK: Final = 0x746D_6D69_6772
+_CONNECT_WAIT_S: Final = 0.2
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS schema_migration (
     version integer PRIMARY KEY, name text NOT NULL, digest text NOT NULL,
@@ -25,19 +27,41 @@ class MigrationError(RuntimeError):
     """The database was written by a newer release, or an applied migration file has changed."""
 
 
+class DatabaseUnreachable(RuntimeError):
+    """PostgreSQL does not answer, or refuses the agent; the text says which."""
+
+
 def files() -> list[tuple[int, Path]]:
     """Migration files by number."""
     return sorted((int(path.name.split("_", 1)[0]), path) for path in MIGRATIONS.glob("[0-9]*_*.sql"))
 
 
-async def migrate(dsn: str, *, timeout_s: float = 60.0) -> list[int]:
-    """Bring the database at ``dsn`` to this release; returns the versions applied. Safe to run from many agents."""
-    connection = await asyncpg.connect(dsn, timeout=timeout_s)
+async def migrate(dsn: str, *, timeout_s: float = 30.0) -> list[int]:
+    """Bring the database at ``dsn`` to this release; returns the versions applied. Safe to run from many agents.
+
+    Waits up to ``timeout_s`` for a server that is still starting. Raises DatabaseUnreachable or MigrationError.
+    """
+    connection = await _connect(dsn, timeout_s)
     try:
         await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
         return await _apply(connection)
     finally:
         await connection.close()
+
+
+async def _connect(dsn: str, timeout_s: float) -> Connection:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left_s = max(0.1, deadline - time.monotonic())
+        try:
+            return await asyncpg.connect(dsn, timeout=left_s)
+        except (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.PostgresConnectionError) as error:
+            if time.monotonic() + _CONNECT_WAIT_S > deadline:
+                text = f"PostgreSQL does not answer within {timeout_s:g} s: {str(error) or type(error).__name__}"
+                raise DatabaseUnreachable(text) from error
+        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:  # waiting does not mend these
+            raise DatabaseUnreachable(f"PostgreSQL refuses the agent: {error}") from error
+        await asyncio.sleep(_CONNECT_WAIT_S)
 
 
 async def _apply(connection: Connection) -> list[int]:

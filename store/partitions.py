@@ -1,5 +1,6 @@
 """Daily partitions of ``usage_event`` (R12): attached ahead of time, detached concurrently before they are dropped."""
 
+import contextlib
 from collections.abc import Iterable
 from datetime import date, timedelta
 from typing import Final
@@ -9,10 +10,20 @@ import asyncpg
 from store.pool import Connection, Database
 
 HISTORY: Final = "usage_event_history"
+_ATTACHED_MEANWHILE: Final = (
+    asyncpg.DuplicateTableError,
+    asyncpg.UniqueViolationError,
+    asyncpg.InvalidObjectDefinitionError,
+    asyncpg.WrongObjectTypeError,
+)
 _EXISTS: Final = """
-SELECT c.relname AS name, pg_get_expr(c.relpartbound, c.oid) AS bound
+SELECT c.relname AS name, pg_get_expr(c.relpartbound, c.oid) AS bound, i.inhdetachpending AS pending
 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 WHERE i.inhparent = 'usage_event'::regclass"""
+_DETACHED: Final = """
+SELECT c.relname AS name FROM pg_class c JOIN pg_class parent ON parent.relnamespace = c.relnamespace
+WHERE parent.oid = 'usage_event'::regclass AND c.relkind = 'r' AND NOT c.relispartition
+  AND c.relname ~ '^usage_event_[0-9]{8}$'"""
 
 
 def name_of(day: date) -> str:
@@ -29,7 +40,7 @@ async def create_history(connection: Connection, first_day: date) -> None:
 
 async def present(database: Database) -> set[str]:
     """Names of the attached partitions."""
-    return {row["name"] for row in await database.fetch(_EXISTS)}
+    return {row["name"] for row in await database.fetch(_EXISTS) if not row["pending"]}
 
 
 async def first_day(database: Database) -> date:
@@ -43,21 +54,28 @@ async def first_day(database: Database) -> date:
 async def ensure(database: Database, days: Iterable[date]) -> list[date]:
     """Attach partitions for ``days`` where missing; returns those created. Reads and writes go on meanwhile."""
     have, begin = await present(database), await first_day(database)
+    missing = sorted({day for day in days if day >= begin and name_of(day) not in have})
+    if missing:
+        await _finish_detaching(database)
     created: list[date] = []
-    for day in sorted({day for day in days if day >= begin and name_of(day) not in have}):
+    for day in missing:
         try:
             await _attach(database, day)
-        except (asyncpg.DuplicateTableError, asyncpg.UniqueViolationError, asyncpg.InvalidObjectDefinitionError):
+        except _ATTACHED_MEANWHILE:
             continue  # Another agent attached the same day first.
         created.append(day)
     return created
 
 
 async def _attach(database: Database, day: date) -> None:
-    """Create beside and attach: this takes no lock that a reader or a writer of the parent would wait for."""
+    """Create beside and attach: this takes no lock that a reader or a writer of the parent would wait for.
+
+    A day that was detached but not dropped, because somebody was killed between, is attached as it is.
+    """
     name, following = name_of(day), day + timedelta(days=1)
     async with database.transaction() as connection:
-        await connection.execute(f"CREATE TABLE {name} (LIKE usage_event INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
+        columns = "LIKE usage_event INCLUDING DEFAULTS INCLUDING CONSTRAINTS"
+        await connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
         await connection.execute(
             f"ALTER TABLE usage_event ATTACH PARTITION {name} "
             f"FOR VALUES FROM ('{day.isoformat()}') TO ('{following.isoformat()}')"
@@ -65,9 +83,23 @@ async def _attach(database: Database, day: date) -> None:
 
 
 async def drop_before(database: Database, day: date) -> list[str]:
-    """Detach concurrently, then drop, the daily partitions that end at or before ``day``; returns their names."""
-    old = sorted(n for n in await present(database) if n != HISTORY and n < name_of(day))
+    """Detach concurrently, then drop, the daily partitions that end at or before ``day``; returns their names.
+
+    Also those that somebody who was killed meanwhile left half detached, or detached and not dropped.
+    """
+    await _finish_detaching(database)
+    detached = {row["name"] for row in await database.fetch(_DETACHED)}
+    old = sorted(n for n in await present(database) | detached if n != HISTORY and n < name_of(day))
     for name in old:
-        await database.execute(f"ALTER TABLE usage_event DETACH PARTITION {name} CONCURRENTLY")
-        await database.execute(f"DROP TABLE {name}")
+        if name not in detached:
+            await database.execute(f"ALTER TABLE usage_event DETACH PARTITION {name} CONCURRENTLY")
+        await database.execute(f"DROP TABLE IF EXISTS {name}")
     return old
+
+
+async def _finish_detaching(database: Database) -> None:
+    """A concurrent detach that was interrupted stays pending, and stands in the way of every later one."""
+    for row in await database.fetch(_EXISTS):
+        if row["pending"]:
+            with contextlib.suppress(asyncpg.ObjectNotInPrerequisiteStateError, asyncpg.UndefinedTableError):
+                await database.execute(f"ALTER TABLE usage_event DETACH PARTITION {row['name']} FINALIZE")

@@ -1,12 +1,13 @@
 """Answers ``calculate_cost`` and ``get_pricing``: what the ledger would charge, computed alike, recorded nowhere."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 import msgspec
 
 from handlers.context import Context
 from handlers.cost.price import LineItem, Priced, price
 from handlers.cost.rate_card import RateCard, Rates
+from handlers.moment import in_utc
 from handlers.tracker.counts import counts_of
 from handlers.tracker.normalise import Normalised
 from schemas.cost import CalculateCost, CalculateCostReply, GetPricing, Pricing, PricingTier

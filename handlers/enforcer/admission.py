@@ -139,7 +139,11 @@ class OrgAdmission:
                     await self._decide(batch)
                 except SignalError as error:
                     _fail(batch, error)
-                except UNAVAILABLE:
+                except UNAVAILABLE as error:
+                    if isinstance(error, TimeoutError):
+                        # A ledger that hangs: what waits behind this batch would wait as long again, each in turn.
+                        batch += self._queue
+                        self._queue.clear()
                     _fail(batch, unavailable("the ledger cannot be reached; nothing was approved"))
                 except Exception:  # One batch that fails must not leave the next ones unanswered.
                     _log.exception("a batch of checks failed")
@@ -210,7 +214,7 @@ class OrgAdmission:
         """Point every plan at the windows of now, creating those that are missing."""
         services = self._services
         at = services.clock() + self._ahead
-        if not any([planner.resolve(check.plan, at) for check in checks]):
+        if not any(planner.resolve(check.plan, at) for check in checks):
             return
         # Only PostgreSQL's clock opens windows (R3): one opened early would carry over what is yet to be spent.
         async with services.database.connection() as connection:

@@ -7,7 +7,7 @@ import msgspec
 from handlers.enforcer.ledger import Sums
 from handlers.enforcer.windows import WindowRef
 from schemas.budget import Alternative, BudgetDecision, BudgetWindow, DenialReason
-from schemas.money import NANOS, format_cost
+from schemas.money import format_cost
 from store.budgets import BudgetRow
 
 _ENCODE = msgspec.json.Encoder().encode
@@ -52,28 +52,24 @@ def window_reply(budget: BudgetRow, ref: WindowRef, sums: Sums) -> BudgetWindow:
     )
 
 
-class WindowText:
-    """One window's part of many approvals: only what is reserved differs between them."""
+# One window's part of many approvals: the JSON before what differs, the limit less what is spent, whether it is money.
+WindowText = tuple[str, int, bool]
 
-    __slots__ = ("_cost", "_head", "_unspent")
 
-    def __init__(self, budget: BudgetRow, ref: WindowRef, sums: Sums) -> None:
-        fixed = msgspec.structs.asdict(window_reply(budget, ref, sums))
-        del fixed["reserved"], fixed["remaining"]
-        self._head = _ENCODE(fixed).decode()[:-1] + ',"reserved":"'
-        self._unspent = sums.limit - sums.spent
-        self._cost = budget.unit == "cost"
+def window_text(budget: BudgetRow, ref: WindowRef, sums: Sums) -> WindowText:
+    """What approvals of a batch say alike about a window: only what is reserved differs between them."""
+    fixed = msgspec.structs.asdict(window_reply(budget, ref, sums))
+    del fixed["reserved"], fixed["remaining"]
+    return _ENCODE(fixed).decode()[:-1] + ',"reserved":"', sums.limit - sums.spent, budget.unit == "cost"
 
-    def text(self, reserved: int) -> str:
-        """The window with this much reserved, in JSON."""
-        free = max(0, self._unspent - reserved)
-        if not self._cost:
-            return f'{self._head}{reserved}","remaining":"{free}"}}'
-        whole, part = divmod(reserved, NANOS)
-        held = f"{whole}.{part:09d}".rstrip("0") if part else whole
-        whole, part = divmod(free, NANOS)
-        left = f"{whole}.{part:09d}".rstrip("0") if part else whole
-        return f'{self._head}{held}","remaining":"{left}"}}'
+
+def window_json(text: WindowText, reserved: int) -> str:
+    """The window with this much reserved, in JSON."""
+    head, unspent, money = text
+    free = unspent - reserved if unspent > reserved else 0
+    if money:
+        return f'{head}{format_cost(reserved)}","remaining":"{format_cost(free)}"}}'
+    return f'{head}{reserved}","remaining":"{free}"}}'
 
 
 def approval(

@@ -9,6 +9,8 @@ from schemas.errors import invalid
 
 # Found in a zone folder, but not a place: they mean something else on every host, or nothing to PostgreSQL.
 HOST_ZONES: Final = frozenset({"Factory", "localtime", "posixrules"})
+_NONE: Final = timedelta(0)
+_HOUR: Final = timedelta(hours=1)
 _STEP: Final = timedelta(minutes=15)
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 Bounds = tuple[datetime, datetime | None]
@@ -60,7 +62,12 @@ def _hour(tz: ZoneInfo, at: datetime) -> Bounds:
 
 
 def _hour_start(tz: ZoneInfo, at: datetime) -> datetime:
-    return at.astimezone(tz).replace(minute=0, second=0, microsecond=0).astimezone(UTC)
+    local = at.astimezone(tz)
+    start = at - timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
+    shift = (local.utcoffset() or _NONE) - (start.astimezone(tz).utcoffset() or _NONE)
+    if not shift % _HOUR:
+        return start.astimezone(UTC)  # Also where clocks change within an hour, as in the Chatham Islands at 2:45.
+    return local.replace(minute=0, second=0, microsecond=0).astimezone(UTC)
 
 
 def _days(period: str, tz: ZoneInfo, at: datetime) -> Bounds:

@@ -6,7 +6,16 @@ from typing import Final
 
 from handlers.context import Inbound
 from handlers.cost.price import worst_case
-from handlers.enforcer.answers import WindowText, amount_text, approval, denial, window_reply, wire_time
+from handlers.enforcer.answers import (
+    WindowText,
+    amount_text,
+    approval,
+    denial,
+    window_json,
+    window_reply,
+    window_text,
+    wire_time,
+)
 from handlers.enforcer.estimate import Estimate, largest_completion
 from handlers.enforcer.ledger import Sums
 from handlers.enforcer.plan import CallKey, Plan
@@ -75,8 +84,9 @@ class Desk:
         for i, window_id in enumerate(plan.window_ids):
             text = texts.get(window_id)
             if text is None:
-                text = texts[window_id] = WindowText(plan.matches[i].budget, plan.refs[i], self.sums[window_id])
-            found.append(text.text(reserved[i]))
+                text = window_text(plan.matches[i].budget, plan.refs[i], self.sums[window_id])
+                texts[window_id] = text
+            found.append(window_json(text, reserved[i]))
         return ",".join(found)
 
     def reserved(self, plan: Plan) -> list[int]:

@@ -24,8 +24,8 @@ from store.dead_letters import DeadLetterRow
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _AT = Annotated[datetime, msgspec.Meta(tz=True)]
 _EVENT: Final = Codec(UsageEvent)
-# What a listing shows of one payload; the stored one is whole.
-PAYLOAD_CHARS_MAX: Final = 200_000
+# What a listing shows of one payload; the stored one is whole. Escaped six-fold it still fits one message.
+PAYLOAD_CHARS_MAX: Final = 100_000
 
 
 async def list_dead_letters(ctx: Context, request: ListDeadLetters) -> DeadLetters:

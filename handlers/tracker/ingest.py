@@ -1,6 +1,7 @@
 """Stream messages into PostgreSQL. What cannot be decoded becomes a dead letter; nothing is ever dropped."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +23,7 @@ from store import dead_letters as dead_letter_store
 from store import outbox as outbox_store
 from store.dead_letters import DeadLetterRow
 
+_log = logging.getLogger(__name__)
 _BATCH: Final = msgspec.msgpack.Decoder(StoredBatch)
 _EVENT: Final = Codec(UsageEvent)
 
@@ -79,7 +81,7 @@ class Ingest:
         events: dict[str, list[PricedEvent]] = {}
         letters: dict[str, list[DeadLetterRow]] = {}
         for message in messages:
-            for item in self._read(message):
+            for item in self._readable(message):
                 if isinstance(item, DeadLetterRow):
                     letters.setdefault(item.org_id, []).append(item)
                 else:
@@ -107,6 +109,16 @@ class Ingest:
             self.counts.dead += len(kept)
             self._services.outbox_ready.set()
 
+    def _readable(self, message: StreamMessage) -> list[PricedEvent | DeadLetterRow]:
+        """As ``_read``. A defect on the way must not hold up everybody's usage: that message is kept aside, too."""
+        try:
+            return self._read(message)
+        except Exception as defect:
+            _log.exception("a stored message cannot be read")
+            error = SignalError("internal", f"cannot be read: {type(defect).__name__}: {defect}")
+            org = DEFAULT_ORG if message.subject.startswith(AGENT_BATCH_PREFIX) else _org(message.subject)
+            return [self._letter(org, message, error, message.key, message.data)]
+
     def _read(self, message: StreamMessage) -> list[PricedEvent | DeadLetterRow]:
         if message.subject.startswith(AGENT_BATCH_PREFIX):
             return self._read_stored(message)
@@ -125,9 +137,7 @@ class Ingest:
 
     def _read_published(self, message: StreamMessage) -> list[PricedEvent | DeadLetterRow]:
         """What a client published on ``usage.>``: one event, a batch, or either in a CloudEvent."""
-        words = message.subject.split(".", 3)
-        # In single-account mode the stream captures what callers publish under their own subject.
-        org = DEFAULT_ORG if words[0] == USAGE_PREFIX else words[2]
+        org = _org(message.subject)
         try:
             data, envelope = unwrap(message.data)
             if b'"events"' in data and (items := _events(data)) is not None:
@@ -165,6 +175,12 @@ class Ingest:
             arrived_at=message.arrived_at,
             usage_id=_id_in(data),
         )
+
+
+def _org(subject: str) -> str:
+    """Whose usage it is. In single-account mode the stream captures what callers publish under their own subject."""
+    words = subject.split(".", 3)
+    return DEFAULT_ORG if words[0] == USAGE_PREFIX else words[2]
 
 
 def _events(data: bytes) -> list[msgspec.Raw] | None:

@@ -6,6 +6,8 @@ import socket
 import sysconfig
 from pathlib import Path
 
+from tests.support.polling import eventually
+
 CONFIG = """
 listen: "127.0.0.1:{port}"
 max_payload: 1MB
@@ -57,16 +59,17 @@ class PrivateServer:
         self._process = await asyncio.create_subprocess_exec(
             str(binary), "-c", str(self._config), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
         )
-        for _ in range(500):
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-            except OSError:
-                assert self._process.returncode is None, "nats-server ended"
-                await asyncio.sleep(0.01)
-                continue
-            writer.close()
-            return
-        raise AssertionError("nats-server does not listen")
+        await eventually(self._listens, message="nats-server does not listen")
+
+    async def _listens(self) -> bool:
+        if self._process is None or self._process.returncode is not None:
+            raise RuntimeError("nats-server ended")
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        except OSError:
+            return False
+        writer.close()
+        return True
 
     async def kill(self) -> None:
         """End it at once, as a crash would."""

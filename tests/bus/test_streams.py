@@ -37,7 +37,7 @@ async def test_streams_and_consumer_are_made_once_with_the_settings_of_the_desig
     assert (usage["retention"], usage["discard"], usage["duplicate_window"]) == ("workqueue", "new", 100_000_000)
     consumer = (await api(bus, "CONSUMER.INFO.TM_USAGE.apply"))["config"]
     assert isinstance(consumer, dict)
-    assert (consumer["max_deliver"], consumer["ack_wait"]) == (-1, 60_000_000_000)
+    assert (consumer["max_deliver"], consumer["ack_wait"]) == (-1, 15_000_000_000)
     assert (consumer["max_ack_pending"], consumer["max_waiting"]) == (20_000, 512)
 
 

@@ -9,8 +9,6 @@ import asyncpg
 from tests.chaos.load import NANOS_PER_COMPLETION_TOKEN, NANOS_PER_PROMPT_TOKEN, Book
 from tests.support.chaos import connected, elapsed
 
-Connection = asyncpg.Connection[asyncpg.Record] if False else Any
-
 # P1, in one snapshot: no window over the limit that binds, nor over its highest one, and nothing found no room.
 OVER = """
 SELECT count(*) AS windows,

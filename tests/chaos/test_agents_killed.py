@@ -58,9 +58,9 @@ async def test_agents_killed_at_random_never_overspend_lose_or_double(tmp_path: 
     unanswered = manager.tally.unanswered + first.tally.unanswered + second.tally.unanswered
     print(table(seed, duration_s, book, samples, kills, found, unanswered, settled_s))
 
+    assert (found.lost, found.doubled, found.unknown, found.wrong) == ([], [], [], [])
     assert book.problems == []
     assert samples.breaches == []
-    assert (found.lost, found.doubled, found.unknown, found.wrong) == ([], [], [], [])
     assert book.acknowledged == book.sent.keys()
     assert status["reconciliation"]["ok"], status["reconciliation"]
     assert samples.instants > duration_s
@@ -80,15 +80,11 @@ async def kill_at_random(agents: list[AgentProcess], kills: Kills, stop: asyncio
 
 
 async def _back(agent: AgentProcess, kills: Kills) -> None:
+    """How long a killed agent takes to serve again; nothing if it is killed before."""
     pid, began = agent.pid, time.monotonic()
-    with_pid = await eventually(lambda: agent.pid != pid or _serves(agent), 40.0, "a killed agent does not come back")
-    if with_pid and agent.pid == pid:
+    await eventually(lambda: agent.pid != pid or agent.serves(), 40.0, "a killed agent does not come back")
+    if agent.pid == pid:
         kills.back_s_max = max(kills.back_s_max, time.monotonic() - began)
-
-
-def _serves(agent: AgentProcess) -> bool:
-    assert agent.returncode is None or agent.returncode < 0, agent.log()[-2000:]
-    return (agent.folder / "runtime.json").exists()
 
 
 async def everything_applied(cluster: Cluster) -> None:

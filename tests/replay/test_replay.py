@@ -120,13 +120,15 @@ def sample_windows(samples: list[tuple[int, int, int]]) -> Act:
     """Collect spent, reserved and overrun of every window, again and again, from a connection of its own."""
 
     async def sample(data_dir: Path) -> None:
-        while True:
+        async def until_it_is_down() -> bool:
             with contextlib.suppress(*DOWN):
                 async with database(data_dir) as connection:
                     while True:
                         rows = await connection.fetch("SELECT spent, reserved, overrun FROM budget_window")
                         samples.extend((row["spent"], row["reserved"], row["overrun"]) for row in rows)
-            await asyncio.sleep(0.02)
+            return False
+
+        await eventually(until_it_is_down, timeout_s=600)
 
     return sample
 

@@ -1,6 +1,6 @@
-"""Agents as processes that a test kills, freezes and starts again, and callers that never take silence for an answer."""
-# pyright: reportUnknownMemberType=false
-# nats-py leaves the options of its calls untyped.
+"""Agents as processes that a test kills and starts again, and callers that never take silence for an answer."""
+# pyright: reportUnknownMemberType=false, reportArgumentType=false
+# nats-py leaves the options of its calls untyped, or says int where it takes seconds as a float.
 
 import asyncio
 import contextlib
@@ -87,14 +87,18 @@ class AgentProcess:
         def look() -> dict[str, Any] | None:
             if self.returncode is not None:
                 raise RuntimeError(f"the agent ended with {self.returncode}:\n{self.log()}")
-            with contextlib.suppress(FileNotFoundError):
-                runtime: dict[str, Any] = json.loads((self.folder / "runtime.json").read_text())
-                return runtime if runtime["pid"] == self.pid else None
-            return None
+            return self.serves()
 
         runtime = await eventually(look, timeout_s, f"{self.folder.name} is not ready")
         assert runtime is not None
         return runtime
+
+    def serves(self) -> dict[str, Any] | None:
+        """Its `runtime.json`, if it is its own and not that of a killed predecessor."""
+        with contextlib.suppress(FileNotFoundError):
+            runtime: dict[str, Any] = json.loads((self.folder / "runtime.json").read_text())
+            return runtime if runtime["pid"] == self.pid else None
+        return None
 
     def send(self, what: signal.Signals) -> None:
         """Signal it, unless it has ended."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import msgspec
@@ -72,6 +72,11 @@ CARDS: Final = {
 
 def _test_prices(query: PriceQuery) -> Answer | None:
     return Answer(CARDS.get(query.model))
+
+
+def at_database(url: str, database: str) -> str:
+    """The same DSN for another database."""
+    return urlunsplit(urlsplit(url)._replace(path=f"/{database}"))
 
 
 class LedgerAgent:
@@ -309,6 +314,11 @@ class World:
         async with self.connection() as connection:
             return [dict(row) for row in await connection.fetch(sql, *args)]
 
+    async def execute(self, sql: str) -> None:
+        """Statements by an independent connection."""
+        async with self.connection() as connection:
+            await connection.execute(sql)
+
     async def windows(self, budget: BudgetRow, entity: str | None = None) -> list[Mapping[str, Any]]:
         """A budget's windows by start and entity, oldest first."""
         sql = """SELECT * FROM budget_window WHERE org_id = $1 AND budget_id = $2
@@ -330,12 +340,10 @@ class World:
         sql = "SELECT payload FROM outbox WHERE org_id = $1 AND event = $2 ORDER BY outbox_id"
         return [msgspec.json.decode(row["payload"])["data"] for row in await self.fetch(sql, self.org, event)]
 
-    async def verify(self, *, complete: bool = True) -> None:
-        """Assert that every promise holds. ``complete``: every matching budget was charged, which is checked only
-        where no budget was ever inactive.
-        """
+    async def verify(self, *, complete: bool = True, told: bool = True) -> None:
+        """Assert that every promise holds. ``complete``: no budget was ever inactive. ``told``: no relay ran."""
         async with self.connection() as connection:
-            found = await violations(connection, self.org, complete=complete)
+            found = await violations(connection, self.org, complete=complete, told=told)
         assert not found, "\n".join(f"{rule}: {rows[:3]}" for rule, rows in found.items())
 
 

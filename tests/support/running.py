@@ -3,6 +3,8 @@
 The usage stream belongs to the nats-server, not to the database: whoever starts an agent on an empty database calls
 `forget_streams` first, or has a server of its own.
 """
+# pyright: reportUnknownMemberType=false
+# nats-py leaves the options of its calls untyped.
 
 import asyncio
 import json
@@ -112,10 +114,8 @@ async def forget_streams(agent_url: str) -> None:
 @asynccontextmanager
 async def running_agent(nats_url: str, database_url: str, **settings: Any) -> AsyncGenerator[TokenManagerAgent]:
     """An agent in this process, drained afterwards. Everybody is admin unless `settings` say otherwise."""
-    given = {"default_roles": ("admin",), "outbox_poll_s": 0.2, "drain_timeout_s": 5.0} | settings
-    agent = TokenManagerAgent(
-        Settings(**given), nats_url=nats_url, database_url=database_url, rate_cards=RATE_CARDS
-    )
+    given: dict[str, Any] = {"default_roles": ("admin",), "outbox_poll_s": 0.2, "drain_timeout_s": 5.0} | settings
+    agent = TokenManagerAgent(Settings(**given), nats_url=nats_url, database_url=database_url, rate_cards=RATE_CARDS)
     await agent.start()
     try:
         yield agent
