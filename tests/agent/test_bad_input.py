@@ -137,7 +137,8 @@ async def test_a_message_of_exactly_the_limit_is_answered(caller: Client) -> Non
 async def test_a_message_above_the_limit_is_refused_by_the_server(caller: Client, bus: EmbeddedNats, size: int) -> None:
     before = (await ask(caller, "get_status")).result["requests"]["track_usage"]["requests"]
     reader, writer = await asyncio.open_connection("127.0.0.1", bus.port)
-    writer.write(b'CONNECT {"verbose":false}\r\nPUB token.track_usage inbox %d\r\n' % size + b" " * 1000)
+    # The size alone is enough. A server that closes with unread data resets the connection, and its answer is lost.
+    writer.write(b'CONNECT {"verbose":false}\r\nPUB token.track_usage inbox %d\r\n' % size)
     answer = b""
     while b"-ERR" not in answer:
         line = await asyncio.wait_for(reader.readline(), 10)

@@ -94,7 +94,7 @@ async def test_killed_servers_come_back_and_nothing_acknowledged_is_lost(tmp_pat
                 for n in range(ROUTERS):
                     group.create_task(Router(caller, book, stop, name=f"r{n}", seed=seed * 100 + n).run())
                 group.create_task(raise_limits(probe, book, stop, chance))
-                for number, name in enumerate(("nats-server", "postgres") * 3):
+                for number, name in enumerate(("nats-server", "postgres") * 2):
                     await elapsed(stop, chance.uniform(0.5, 2.0))
                     victims = agent.servers()[name]
                     assert victims, f"{name} does not run"

@@ -10,7 +10,7 @@ from tests.support.ledger import CENT, LedgerAgent, World, world_of
 
 AGENTS = 4
 OUTSTANDING = 64
-CALLS_EACH = 20
+CALLS_EACH = 10
 
 
 @dataclass
@@ -92,8 +92,8 @@ async def test_four_agents_with_64_calls_outstanding_each_never_go_over_and_neve
 
         assert tally.errors == []
         assert looks > 3
-        assert tally.approved > 500
-        assert tally.denied > 100
+        assert tally.approved > 300
+        assert tally.denied > 50
         assert (await world.sums(budget))[0] == tally.spent * CENT
         assert {len(await world.windows(b)) for b in scopes} == {1, 2, 3}
         await world.verify()

@@ -237,10 +237,10 @@ class Run:
                FROM budget b LEFT JOIN budget_window w ON w.org_id = b.org_id AND w.budget_id = b.budget_id
                 AND w.entity_id = CASE b.type WHEN 'global' THEN '*' WHEN 'team' THEN $2 ELSE $3 END
                 AND w.starts_at = date_trunc(CASE b.period WHEN 'hourly' THEN 'hour' WHEN 'daily' THEN 'day'
-                    ELSE 'month' END, ledger_clock(), 'UTC')
+                    ELSE 'month' END, $5::timestamptz, 'UTC')
                WHERE b.org_id = $1 AND (b.type <> 'user' OR $3::text IS NOT NULL)
                  AND coalesce(b.filters ->> 'model', $4) = $4""",
-            self.world.org, call["team_id"], call.get("user_id"), call["model"],
+            self.world.org, call["team_id"], call.get("user_id"), call["model"], self.world.now(),
         )  # fmt: skip
         fits = True
         for row in rows:

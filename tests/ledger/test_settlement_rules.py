@@ -415,14 +415,14 @@ async def test_sums_are_exact_to_the_nano_at_rates_that_need_rounding(world: Wor
     one, two = world.agents
     budget = await world.budget(limit=1)
     events = [
-        agent.event(model="odd", prompt_tokens=n * 7, cache_read_tokens=n, completion_tokens=n * 3)
+        agent.event(model="odd", prompt_tokens=n * 7, cache_read_tokens=n, completion_tokens=n * 10)
         for n in range(1, 60)
         for agent in (one, two)
     ]
     await one.apply(events[::2])
     await two.apply(events[1::2])
 
-    exact = [Decimal(n * 6 * 375 + n * 125 + n * 3 * 1501) / 10 for n in range(1, 60)]
+    exact = [Decimal(n * 6 * 375 + n * 125 + n * 10 * 1501) / 10 for n in range(1, 60)]
     rounded = [int(cost.quantize(Decimal(1), ROUND_HALF_EVEN)) for cost in exact]
     assert any(cost % 1 == Decimal("0.5") for cost in exact)
     assert await world.sums(budget) == (2 * sum(rounded), 0, 0)

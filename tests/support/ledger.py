@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import msgspec
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from agent.ids import UuidV7
 from handlers.context import Caller, Context, Inbound, Limits, Services
@@ -53,7 +53,8 @@ _ids = UuidV7()
 def examples(count: int) -> settings:
     """Hypothesis settings for ``count`` examples, twenty times as many with HYPOTHESIS_PROFILE=thorough."""
     quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
-    return settings(max_examples=count * _SCALE, deadline=None, suppress_health_check=quiet)
+    phases = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
+    return settings(max_examples=count * _SCALE, deadline=None, suppress_health_check=quiet, phases=phases)
 
 
 def _card(model: str, context_window: int | None = None, **per_million: str) -> RateCard:
