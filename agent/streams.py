@@ -53,6 +53,8 @@ DAY_S: Final = 86_400
 NOT_FOUND: Final = 404
 NO_RESPONDERS: Final = 503
 NAME_IN_USE: Final = 10058
+QUOTA_EXCEEDED: Final = 10047
+QUOTA_HINT: Final = "; give JetStream more storage or set TOKEN_MANAGER_STREAM_USAGE_BYTES_MAX"
 FIXED_IN_STREAM: Final = ("retention", "storage", "deny_delete")
 """What the server, or our promises, do not allow to change once a stream exists."""
 
@@ -203,7 +205,8 @@ async def _ensure_stream(client: BusClient, wanted: dict[str, Any], timeout_s: f
         if _code(info, "err_code") == NAME_IN_USE:  # another agent was faster, with other settings
             info = await _call(client, f"STREAM.INFO.{name}", None, timeout_s)
     if _code(info):
-        raise StreamConflict(f"stream {name}: {_text(info)}")
+        hint = QUOTA_HINT if _code(info, "err_code") == QUOTA_EXCEEDED else ""
+        raise StreamConflict(f"stream {name}: {_text(info)}{hint}")
     found = info["config"]
     for key in FIXED_IN_STREAM:
         if key in wanted and found.get(key) != wanted[key]:

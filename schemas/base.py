@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-TOKENS_MAX = 1_000_000_000_000
+# A thousand times the largest context there is; sums over years still fit a bigint.
+TOKENS_MAX = 1_000_000_000
 ID_CHARS_MAX = 256
 
 Tokens = Annotated[int, Meta(ge=0, le=TOKENS_MAX, description="A count of tokens; inclusive totals contain subsets.")]

@@ -10,6 +10,8 @@ NANOS: Final = 1_000_000_000
 NANOS_DIGITS: Final = 9
 # A limit or cost above a billion units is a typing error, and far below what a bigint of nanos holds (9.2 billion).
 COST_NANOS_MAX: Final = 1_000_000_000 * NANOS
+# One call that costs more than this is an error in the counts, and a few thousand of them would outgrow a sum.
+CALL_COST_NANOS_MAX: Final = 1_000_000 * NANOS
 COUNT_MAX: Final = 1_000_000_000_000_000
 
 
@@ -20,6 +22,11 @@ class AmountError(ValueError):
 def parse_cost(text: str) -> int:
     """Nanos of a decimal string such as ``"12.5"``; at most nine decimals, no exponent, not negative."""
     return _parse(text, digits=NANOS_DIGITS, most=COST_NANOS_MAX)
+
+
+def parse_call_cost(text: str) -> int:
+    """Nanos of what one call costs; as ``parse_cost``, at most a million units."""
+    return _parse(text, digits=NANOS_DIGITS, most=CALL_COST_NANOS_MAX)
 
 
 def parse_count(text: str) -> int:

@@ -30,7 +30,7 @@ from store import outbox as outbox_store
 from store import reservations as reservation_store
 from store import windows as window_store
 from store.budgets import BudgetRow
-from store.pool import RETRYABLE, UNAVAILABLE, Connection
+from store.pool import RETRYABLE, UNAVAILABLE, Connection, is_unavailable
 from store.windows import Opened
 
 _log = logging.getLogger(__name__)
@@ -139,19 +139,23 @@ class OrgAdmission:
                     await self._decide(batch)
                 except SignalError as error:
                     _fail(batch, error)
-                except UNAVAILABLE as error:
-                    if isinstance(error, TimeoutError):
-                        # A ledger that hangs: what waits behind this batch would wait as long again, each in turn.
-                        batch += self._queue
-                        self._queue.clear()
-                    _fail(batch, unavailable("the ledger cannot be reached; nothing was approved"))
-                except Exception:  # One batch that fails must not leave the next ones unanswered.
-                    _log.exception("a batch of checks failed")
-                    _fail(batch, SignalError("internal", "the check could not be decided; nothing was approved"))
+                except Exception as error:  # One batch that fails must not leave the next ones unanswered.
+                    self._give_up(batch, error)
         finally:
             self._task = None
             if self._queue:
                 self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def _give_up(self, batch: list[Check], error: Exception) -> None:
+        if not is_unavailable(error):
+            _log.error("a batch of checks failed", exc_info=error)
+            _fail(batch, SignalError("internal", "the check could not be decided; nothing was approved"))
+            return
+        if isinstance(error, TimeoutError):
+            # A ledger that hangs: what waits behind this batch would wait as long again, each in turn.
+            batch += self._queue
+            self._queue.clear()
+        _fail(batch, unavailable("the ledger cannot be reached; ask again with the same request_id"))
 
     def _take(self) -> list[Check]:
         """The next batch; a request id occurs in it once, a repeated one waits for the next."""

@@ -9,7 +9,7 @@ import msgspec
 
 from handlers.context import Context
 from handlers.enforcer.catalogue import Catalogue
-from handlers.enforcer.decide import amount_of
+from handlers.enforcer.decide import amount_of, limits_cost
 from handlers.enforcer.estimate import Estimate, estimate
 from handlers.enforcer.plan import Planner, call_key
 from handlers.enforcer.transaction import LockedWindows, MissingWindows, holds, ledger_transaction
@@ -102,12 +102,13 @@ def _change(ctx: Context, row: ReservationRow, request: ExtendReservation, catal
     )
     found = estimate(check, cards=ctx.rate_cards, at=ctx.now(), limits=ctx.services.limits)
     planner = Planner(catalogue, ctx.services.index(ctx.org), 1)
-    pairs, missing = planner.windows_of(planner.plan(call_key(check)), row.decided_at)
+    plan = planner.plan(call_key(check))
+    pairs, missing = planner.windows_of(plan, row.decided_at)
     if missing:
         raise MissingWindows([(match, row.decided_at) for match in missing])
     amounts = {ref.window_id: amount_of(match.budget, found) for match, ref in pairs}
     on_unpriced = catalogue.settings.get("on_unpriced", ctx.services.limits.on_unpriced)
-    denial = _impossible(check, found, reject_unpriced=on_unpriced == "reject")
+    denial = _impossible(check, found, reject_unpriced=on_unpriced == "reject" and limits_cost(plan))
     return _Change(check.provider, check.model, found, amounts, denial)
 
 

@@ -137,7 +137,7 @@ def _refusal(check: Check, desk: Desk, refused: list[tuple[BudgetRow, WindowRef]
             message=f"{check.estimate.tokens} prompt and completion tokens exceed the context window of "
             f"{check.estimate.over_context} tokens",
         )
-    if check.estimate.cost is None and desk.on_unpriced == "reject" and _limits_cost(check.plan):
+    if check.estimate.cost is None and desk.on_unpriced == "reject" and limits_cost(check.plan):
         return DenialReason(code="unpriced", message=f"{check.request.provider}/{check.request.model} has no price")
     if not refused:
         return None
@@ -150,7 +150,8 @@ def _refusal(check: Check, desk: Desk, refused: list[tuple[BudgetRow, WindowRef]
     )
 
 
-def _limits_cost(plan: Plan) -> bool:
+def limits_cost(plan: Plan) -> bool:
+    """Whether a blocking budget limits what such a call costs: then one without a price cannot be let through."""
     return any(m.budget.unit == "cost" and m.budget.blocking for m in plan.matches)
 
 

@@ -12,7 +12,7 @@ from handlers.cost.rate_card import RateCard
 from handlers.cost.resolve import RateCards
 from schemas.budget import CheckBudget
 from schemas.errors import SignalError, invalid
-from schemas.money import COST_NANOS_MAX, AmountError, parse_cost
+from schemas.money import CALL_COST_NANOS_MAX, AmountError, parse_call_cost
 
 # Without a tokenizer three UTF-8 bytes a token is an upper estimate for every script measured.
 BYTES_PER_TOKEN = 3
@@ -52,19 +52,18 @@ def estimate(request: CheckBudget, *, cards: RateCards, at: datetime, limits: Li
     found = Estimate(None, prompt + completion, card, prompt, completion, None, warnings)
     if card is not None:
         found.cost = worst_case(card, prompt, completion)
-        if (found.cost or 0) > COST_NANOS_MAX:
-            raise invalid("costs more than any amount this service keeps", field="max_completion_tokens")
         if card.context_window is not None and prompt + completion > card.context_window:
             found.over_context = card.context_window
-        if card.notes:
-            warnings.extend(card.warnings)
+        elif (found.cost or 0) > CALL_COST_NANOS_MAX:
+            raise invalid("costs more than any one call can", field="max_completion_tokens")
+        warnings.extend(card.warnings)
     return found
 
 
 def stated_cost(text: str) -> int:
     """Nanos of ``estimated_cost``. Raises SignalError naming the field."""
     try:
-        return parse_cost(text)
+        return parse_call_cost(text)
     except AmountError as error:
         raise invalid(str(error), field="estimated_cost") from None
 

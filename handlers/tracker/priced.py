@@ -15,7 +15,7 @@ from handlers.cost.resolve import RateCards
 from handlers.tracker.counts import counts_of
 from handlers.tracker.normalise import Normalised
 from schemas.errors import invalid
-from schemas.money import COST_NANOS_MAX, AmountError, parse_cost
+from schemas.money import CALL_COST_NANOS_MAX, AmountError, parse_call_cost
 from schemas.usage import UsageEvent
 
 _FIELDS: Final = len(msgspec.structs.fields(UsageEvent))
@@ -112,8 +112,8 @@ def priced(
     card = cards.resolve(event.provider, event.model, timestamp, service_tier=tier, batch=event.batch)
     cost = price(card, found.quantities) if card is not None else None
     _check_bounds(event, limits)
-    if cost is not None and (cost.cost_nanos or 0) > COST_NANOS_MAX:
-        raise invalid("makes the cost larger than any amount this service keeps", field="completion_tokens")
+    if cost is not None and (cost.cost_nanos or 0) > CALL_COST_NANOS_MAX:
+        raise invalid("makes the cost larger than that of any one call", field="completion_tokens")
     return Receipt(
         event=_columns(event, org, event_id, timestamp, arrived_at, found, card, cost),
         context_used=found.context_tokens,
@@ -230,7 +230,7 @@ def _reported(event: UsageEvent, found: Normalised) -> int | None:
     if event.reported_cost is None:
         return found.reported_cost_nanos
     try:
-        return parse_cost(event.reported_cost)
+        return parse_call_cost(event.reported_cost)
     except AmountError as error:
         raise invalid(str(error), field="reported_cost") from None
 

@@ -298,7 +298,7 @@ def _served() -> Iterator[Case]:
     )
     flagged = {**CHECK, "model": "no-such-model"}
     yield served("unknown model, policy `flag`", "check_budget", flagged, ("approved", True), ("estimated_cost", None))
-    over = {**CHECK, "prompt_tokens": 10**12}
+    over = {**CHECK, "prompt_tokens": 10**9}
     yield served(
         "more than the context window: a denial", "check_budget", over, ("approved", False), ("reservation_id", None)
     )

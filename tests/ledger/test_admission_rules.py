@@ -7,8 +7,10 @@ import asyncpg
 import pytest
 
 from handlers.context import Limits
+from handlers.enforcer.ledger import SUM_MAX
 from schemas.budget import BudgetDecision
 from schemas.errors import SignalError
+from schemas.money import CALL_COST_NANOS_MAX, format_cost
 from tests.support.ledger import CENT, START, USD, World, world_of
 from tests.support.polling import eventually
 
@@ -431,17 +433,18 @@ async def test_each_unit_admits_exactly_what_fits(world: World, unit: str, limit
 
 
 async def test_a_budget_that_warns_refuses_only_what_no_bigint_could_count(world: World) -> None:
-    """One caller's nonsense must not fail the batch of others."""
+    """What one caller piled up must not fail the batches of others."""
     one, two = world.agents
-    await world.budget(limit=1, enforcement="warn")
-    sane = [agent.submit(max_completion_tokens=200) for agent in (one, two)]
-    huge = await asyncio.gather(*(one.submit(estimated_cost="1000000000") for _ in range(12)))
+    budget = await world.budget(limit=1, enforcement="warn")
+    await one.hold(max_completion_tokens=200)
+    sql = "UPDATE budget_window SET spent = $3, backfilled = $3 WHERE org_id = $1 AND budget_id = $2"
+    await world.fetch(sql, world.org, budget.budget_id, SUM_MAX - CALL_COST_NANOS_MAX - 4 * USD)
 
-    assert all(a.approved for a in await asyncio.gather(*sane))
-    held = [a.reservation_id for a in huge if a.reservation_id is not None]
-    assert len(held) == 7
-    await two.release(held[0])
-    await two.hold(max_completion_tokens=200)
+    huge = format_cost(CALL_COST_NANOS_MAX)
+    answers = await asyncio.gather(*(one.submit(estimated_cost=huge) for _ in range(9)), two.submit(estimated_cost="1"))
+
+    assert sum(a.approved for a in answers[:9]) == 1
+    assert answers[9].approved
 
 
 async def test_the_largest_limit_carried_over_for_years_still_decides(world: World) -> None:

@@ -10,7 +10,7 @@ from tests.support.ledger import CENT, LedgerAgent, World, world_of
 
 AGENTS = 4
 OUTSTANDING = 64
-CALLS_EACH = 10
+CALLS_EACH = 8
 
 
 @dataclass

@@ -46,6 +46,7 @@ DRAINED: Final = Applied(drained=True, until=None)
 CENT: Final = 10_000_000
 USD: Final = 1_000_000_000
 _SCALE: Final = 20 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 1
+_LOOKING: Final = {"timezone": "UTC", "application_name": "oracle", "jit": "off"}
 _numbers = itertools.count(1)
 _ids = UuidV7()
 
@@ -213,6 +214,8 @@ class World:
         self.org = org
         self.agents: list[LedgerAgent] = []
         self._offset = timedelta(0)
+        self._look: Connection | None = None
+        self._looking = asyncio.Lock()
 
     def now(self) -> datetime:
         """The time of this world."""
@@ -221,20 +224,35 @@ class World:
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncGenerator[Connection]:
         """An independent connection."""
-        settings_ = {"timezone": "UTC", "application_name": "oracle"}
-        connection = await asyncpg.connect(self.url, server_settings=settings_)
+        connection = await asyncpg.connect(self.url, server_settings=_LOOKING)
         try:
             yield connection
         finally:
             await connection.close()
 
+    @contextlib.asynccontextmanager
+    async def _looked(self) -> AsyncGenerator[Connection]:
+        """The connection that tests look through, one look at a time; its clock is the present one."""
+        async with self._looking:
+            if self._look is None:
+                self._look = await asyncpg.connect(self.url, server_settings=_LOOKING)
+            yield self._look
+
+    async def close(self) -> None:
+        """Close what tests look through."""
+        async with self._looking:
+            if self._look is not None:
+                await self._look.close()
+                self._look = None
+
     async def go_to(self, at: datetime) -> None:
         """Move time to ``at``: on the server, and in every agent, which keeps all it remembers."""
         self._offset = at - datetime.now(UTC)
         name = urlsplit(self.url).path[1:]
-        async with self.connection() as connection:
+        async with self._looked() as connection:
             offset = f"{self._offset.total_seconds():.6f} s"
             await connection.execute(f"ALTER DATABASE {name} SET token_manager.clock_offset = '{offset}'")
+        await self.close()
         await asyncio.gather(*(agent.reconnect() for agent in self.agents))
 
     async def wait(self, **delta: float) -> None:
@@ -281,7 +299,7 @@ class World:
             "updated_at": now,
         }
         row = BudgetRow(org_id=self.org, **{**defaults, **fields})
-        async with self.connection() as connection, connection.transaction():
+        async with self._looked() as connection, connection.transaction():
             await budget_store.lock_exclusive(connection, self.org)
             await budget_store.insert(connection, row)
             await budget_store.bump(connection, self.org)
@@ -289,7 +307,7 @@ class World:
 
     async def change(self, budget: BudgetRow, **fields: Any) -> BudgetRow:
         """Change a budget under the exclusive lock, as update_budget does."""
-        async with self.connection() as connection, connection.transaction():
+        async with self._looked() as connection, connection.transaction():
             await budget_store.lock_exclusive(connection, self.org)
             before = await budget_store.find(connection, self.org, budget.budget_id)
             assert before is not None
@@ -305,19 +323,19 @@ class World:
 
     async def put_setting(self, key: str, value: Any) -> None:
         """Change an org setting under the exclusive lock."""
-        async with self.connection() as connection, connection.transaction():
+        async with self._looked() as connection, connection.transaction():
             await budget_store.lock_exclusive(connection, self.org)
             await budget_store.put_setting(connection, self.org, key, value)
             await budget_store.bump(connection, self.org)
 
     async def fetch(self, sql: str, *args: Any) -> list[Mapping[str, Any]]:
         """Rows by an independent connection."""
-        async with self.connection() as connection:
+        async with self._looked() as connection:
             return [dict(row) for row in await connection.fetch(sql, *args)]
 
     async def execute(self, sql: str) -> None:
         """Statements by an independent connection."""
-        async with self.connection() as connection:
+        async with self._looked() as connection:
             await connection.execute(sql)
 
     async def windows(self, budget: BudgetRow, entity: str | None = None) -> list[Mapping[str, Any]]:
@@ -343,7 +361,7 @@ class World:
 
     async def verify(self, *, complete: bool = True, told: bool = True) -> None:
         """Assert that every promise holds. ``complete``: no budget was ever inactive. ``told``: no relay ran."""
-        async with self.connection() as connection:
+        async with self._looked() as connection:
             found = await violations(connection, self.org, complete=complete, told=told)
         assert not found, "\n".join(f"{rule}: {rows[:3]}" for rule, rows in found.items())
 
@@ -361,3 +379,4 @@ async def world_of(url: str, *, agents: int = 1, org: str = ORG, start: datetime
         for agent in world.agents:
             await agent.admission.drain()
             await agent.close()
+        await world.close()
