@@ -46,11 +46,21 @@ class Identity:
         self._roles_of = roles_of
         self._single = single_account
         self._callers: dict[tuple[str, str | None], Caller] = {}
+        # The server stamps one connection's requests alike, so most were read before, to the byte.
+        self._read: dict[tuple[bytes, bytes | None], Caller] = {}
 
     def caller(self, subject: bytes, headers: bytes | None) -> Caller:
         """The caller. Raises SignalError ``unauthenticated``."""
         if self._single:
             return self._known(DEFAULT_ORG, None)
+        found = self._read.get((subject, headers))
+        if found is None:
+            if len(self._read) >= _CACHE_MAX:
+                self._read.clear()
+            found = self._read[subject, headers] = self._from_stamp(subject, headers)
+        return found
+
+    def _from_stamp(self, subject: bytes, headers: bytes | None) -> Caller:
         stamp = _stamp(headers)
         if stamp is None:
             raise SignalError("unauthenticated", "the request did not come through an account import")

@@ -19,6 +19,8 @@ class Limits:
 
     check_batch_max: int = 256
     check_queue_max: int = 8_192
+    check_batches_max: int = 2
+    check_overlap_min: int = 64
     transaction_attempts_max: int = 8
     reservation_ttl_s: int = 600
     completion_tokens_default: int = 4_096

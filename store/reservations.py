@@ -1,8 +1,8 @@
 """Rows of ``reservation``: an amount set aside before a call, with an owner and an expiry."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -43,27 +43,27 @@ def _row(record: Any) -> ReservationRow:
     return ReservationRow(**values)
 
 
+# What many calls have in common: provider, model, attribution as JSON, window ids as a PostgreSQL array, caller.
+Kind = tuple[str | None, str | None, str, str, str | None]
+
+
 @dataclass(slots=True)
 class NewReservations:
-    """Columns of reservations to insert, one list per column; ``window_ids`` and ``held`` as PostgreSQL arrays."""
+    """Reservations to insert, one list per column; ``kinds`` numbers the distinct kinds of call from 1."""
 
-    ids: list[str]
-    request_ids: list[str]
-    body_hashes: list[bytes]
-    ttls_s: list[int]
-    providers: list[str | None]
-    models: list[str | None]
-    attributions: list[str]
-    costs: list[int | None]
-    tokens: list[int]
-    window_ids: list[str]
-    held: list[str]
-    callers: list[str | None]
+    kinds: dict[Kind, int] = field(default_factory=dict[Kind, int])
+    kind: list[int] = field(default_factory=list[int])
+    ids: list[str] = field(default_factory=list[str])
+    request_ids: list[str] = field(default_factory=list[str])
+    body_hashes: list[bytes] = field(default_factory=list[bytes])
+    ttls_s: list[int] = field(default_factory=list[int])
+    costs: list[int | None] = field(default_factory=list[int | None])
+    tokens: list[int] = field(default_factory=list[int])
+    held: list[str] = field(default_factory=list[str])
 
-    @classmethod
-    def empty(cls) -> "NewReservations":
-        """No rows."""
-        return cls([], [], [], [], [], [], [], [], [], [], [], [])
+    def number_of(self, kind: Kind) -> int:
+        """The number of a kind of call."""
+        return self.kinds.setdefault(kind, len(self.kinds) + 1)
 
 
 async def admit(
@@ -87,19 +87,21 @@ async def admit(
         reserved,
         high_limits,
         decided_at,
+        *_columns(new.kinds),
+        new.kind,
         new.ids,
         new.request_ids,
         new.body_hashes,
         new.ttls_s,
-        new.providers,
-        new.models,
-        new.attributions,
         new.costs,
         new.tokens,
-        new.window_ids,
         new.held,
-        new.callers,
     )
+
+
+def _columns(kinds: Iterable[Kind]) -> list[list[str | None]]:
+    columns = [list(column) for column in zip(*kinds, strict=True)]
+    return columns or [[], [], [], [], []]
 
 
 async def lock_requests(connection: Connection, org: str, request_ids: Sequence[str]) -> dict[str, ReservationRow]:

@@ -5,6 +5,7 @@ Every rate is an integer of nanos per million units, also for searches and reque
 """
 
 from decimal import ROUND_HALF_EVEN, Decimal
+from functools import lru_cache
 
 import msgspec
 
@@ -60,7 +61,7 @@ class RateCard(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def warnings(self) -> list[str]:
         """What a caller should hear: assumptions about this call, not what the source prices besides."""
-        return [note for note in self.notes if not note.startswith("unit_ignored:")]
+        return _told(self.notes)
 
     def rates_for(self, prompt_tokens: int) -> Rates:
         """The rates of a call whose inclusive prompt is this long; a prompt exactly at a threshold pays the base."""
@@ -70,6 +71,11 @@ class RateCard(msgspec.Struct, frozen=True, kw_only=True):
                 break
             found = tier.rates
         return found
+
+
+@lru_cache(maxsize=1024)
+def _told(notes: tuple[str, ...]) -> list[str]:
+    return [note for note in notes if not note.startswith("unit_ignored:")]
 
 
 def rate_nanos(per_million: Decimal) -> int:

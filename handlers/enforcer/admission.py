@@ -109,7 +109,7 @@ class OrgAdmission:
         self._services = services
         self._org = org
         self._queue: deque[Check] = deque()
-        self._task: asyncio.Task[None] | None = None
+        self._workers: set[asyncio.Task[None]] = set()
         self._planner: Planner | None = None
         self._ahead = timedelta(0)
 
@@ -123,28 +123,37 @@ class OrgAdmission:
         if len(self._queue) >= self._services.limits.check_queue_max:
             raise unavailable("too many checks are waiting; retry with the same request_id")
         self._queue.append(check)
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
+        # A second batch waits for the locks of the first while that one commits; it starts only when it is worth it.
+        if not self._workers or (
+            len(self._queue) >= self._services.limits.check_overlap_min
+            and len(self._workers) < self._services.limits.check_batches_max
+        ):
+            self._start()
 
     async def drain(self) -> None:
         """Wait until the queue is empty and its last batch answered."""
-        while self._task is not None:
-            await asyncio.shield(self._task)
+        while self._workers:
+            await asyncio.wait(list(self._workers))
+
+    def _start(self) -> None:
+        worker = asyncio.get_running_loop().create_task(self._run())
+        self._workers.add(worker)
+        worker.add_done_callback(self._ended)
+
+    def _ended(self, worker: asyncio.Task[None]) -> None:
+        self._workers.discard(worker)
+        if self._queue and not self._workers:
+            self._start()
 
     async def _run(self) -> None:
-        try:
-            while self._queue:
-                batch = self._take()
-                try:
-                    await self._decide(batch)
-                except SignalError as error:
-                    _fail(batch, error)
-                except Exception as error:  # One batch that fails must not leave the next ones unanswered.
-                    self._give_up(batch, error)
-        finally:
-            self._task = None
-            if self._queue:
-                self._task = asyncio.get_running_loop().create_task(self._run())
+        while self._queue:
+            batch = self._take()
+            try:
+                await self._decide(batch)
+            except SignalError as error:
+                _fail(batch, error)
+            except Exception as error:  # One batch that fails must not leave the next ones unanswered.
+                self._give_up(batch, error)
 
     def _give_up(self, batch: list[Check], error: Exception) -> None:
         if not is_unavailable(error):
@@ -162,7 +171,9 @@ class OrgAdmission:
         batch: list[Check] = []
         seen: set[str] = set()
         later: list[Check] = []
-        while self._queue and len(batch) < self._services.limits.check_batch_max:
+        most = self._services.limits.check_batch_max
+        # A queue full of one request id must not be looked through for every batch.
+        while self._queue and len(batch) < most and len(later) < most:
             check = self._queue.popleft()
             if check.request_id in seen:
                 later.append(check)
@@ -241,6 +252,8 @@ class OrgAdmission:
         self._ahead = opened.decided_at - self._services.clock()
         if opened.version != planner.catalogue.version or len(opened.window_ids) != len(window_ids):
             raise StaleCatalogue
+        if window_ids != sorted({ref.window_id for check in checks for ref in check.plan.refs}):
+            raise _TryAgain  # Another batch pointed the plans at later windows meanwhile.
         fresh = [check for check in checks if check.request_id not in repeats.answered]
         if not all(check.plan.current(opened.decided_at) for check in fresh):
             raise _TryAgain

@@ -103,7 +103,7 @@ class Desk:
 
 def decide(checks: list[Check], desk: Desk) -> Outcome:
     """Approve what fits, in order, each against what those before it left."""
-    outcome = Outcome([], NewReservations.empty(), set())
+    outcome = Outcome([], NewReservations(), set())
     for check in checks:
         plan, found = check.plan, check.estimate
         measures = (found.cost or 0, found.tokens, 1)
@@ -199,18 +199,16 @@ def _approval(approved: Approval, desk: Desk) -> bytes:
 
 
 def _add_row(check: Check, amounts: list[int], new: NewReservations) -> None:
+    request, plan, found = check.request, check.plan, check.estimate
+    kind = (request.provider, request.model, plan.attribution, plan.window_array, check.inbound.caller.user)
+    new.kind.append(new.number_of(kind))
     new.ids.append(check.reservation_id)
     new.request_ids.append(check.request_id)
     new.body_hashes.append(check.body_hash)
     new.ttls_s.append(check.ttl_s)
-    new.providers.append(check.request.provider)
-    new.models.append(check.request.model)
-    new.attributions.append(check.plan.attribution)
-    new.costs.append(check.estimate.cost)
-    new.tokens.append(check.estimate.tokens)
-    new.window_ids.append(check.plan.window_array)
+    new.costs.append(found.cost)
+    new.tokens.append(found.tokens)
     new.held.append("{" + ",".join(map(str, amounts)) + "}")
-    new.callers.append(check.inbound.caller.user)
 
 
 def _deny(check: Check, desk: Desk, reason: DenialReason, refused: list[tuple[BudgetRow, WindowRef]]) -> bytes:

@@ -1,16 +1,21 @@
 -- name: admit
+-- Calls repeat one another: what a kind of call has in common is sent and parsed once, in the arrays of "kind".
 WITH sums AS (
     UPDATE budget_window w SET reserved = n.reserved, high_limit = n.high_limit
     FROM unnest($2::bigint[], $3::bigint[], $4::bigint[]) AS n (window_id, reserved, high_limit)
     WHERE w.org_id = $1 AND w.window_id = n.window_id
+), kind AS MATERIALIZED (
+    SELECT k.i, k.provider, k.model, k.attribution::jsonb AS attribution, k.window_ids::bigint[] AS window_ids, k.caller
+    FROM unnest($6::text[], $7::text[], $8::text[], $9::text[], $10::text[])
+        WITH ORDINALITY AS k (provider, model, attribution, window_ids, caller, i)
 )
 INSERT INTO reservation (org_id, reservation_id, request_id, body_hash, decided_at, expires_at, provider, model,
     attribution, estimated_cost, estimated_tokens, window_ids, held, caller)
-SELECT $1, n.id, n.request_id, n.body_hash, $5::timestamptz, $5::timestamptz + n.ttl_s * interval '1 second', n.provider, n.model,
-    n.attribution::jsonb, n.cost, n.tokens, n.window_ids::bigint[], n.held::bigint[], n.caller
-FROM unnest($6::uuid[], $7::text[], $8::bytea[], $9::integer[], $10::text[], $11::text[], $12::text[], $13::bigint[],
-    $14::bigint[], $15::text[], $16::text[], $17::text[])
-    AS n (id, request_id, body_hash, ttl_s, provider, model, attribution, cost, tokens, window_ids, held, caller)
+SELECT $1, n.id, n.request_id, n.body_hash, $5::timestamptz, $5::timestamptz + n.ttl_s * interval '1 second',
+    k.provider, k.model, k.attribution, n.cost, n.tokens, k.window_ids, n.held::bigint[], k.caller
+FROM unnest($11::integer[], $12::uuid[], $13::text[], $14::bytea[], $15::integer[], $16::bigint[], $17::bigint[],
+    $18::text[]) AS n (kind, id, request_id, body_hash, ttl_s, cost, tokens, held)
+JOIN kind k ON k.i = n.kind
 
 -- name: lock_requests
 SELECT * FROM reservation WHERE org_id = $1 AND request_id = ANY ($2::text[]) AND NOT superseded
