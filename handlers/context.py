@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from handlers.cost.resolve import RateCards
+from handlers.enforcer.beliefs import Beliefs
 from handlers.enforcer.catalogue import Catalogue, Catalogues
 from handlers.enforcer.windows import WindowIndex
 from schemas.errors import SignalError
@@ -86,6 +87,7 @@ class Services:
     instance: str = "agent"
     catalogues: Catalogues = field(default_factory=Catalogues)
     indexes: dict[str, WindowIndex] = field(default_factory=dict[str, WindowIndex])
+    believed: dict[str, Beliefs] = field(default_factory=dict[str, Beliefs])
     outbox_ready: asyncio.Event = field(default_factory=asyncio.Event)
     sink: UsageSink | None = None
     status: Callable[[], Awaitable[dict[str, Any]]] | None = None
@@ -96,6 +98,13 @@ class Services:
         found = self.indexes.get(org)
         if found is None:
             found = self.indexes[org] = WindowIndex(self.limits.window_cache_max)
+        return found
+
+    def beliefs(self, org: str) -> Beliefs:
+        """What this agent believes of an org's windows."""
+        found = self.believed.get(org)
+        if found is None:
+            found = self.believed[org] = Beliefs(self.limits.window_cache_max)
         return found
 
     async def catalogue(self, org: str) -> Catalogue:

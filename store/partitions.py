@@ -12,6 +12,7 @@ from store.pool import Connection, Database
 HISTORY: Final = "usage_event_history"
 _ATTACHED_MEANWHILE: Final = (
     asyncpg.DuplicateTableError,
+    asyncpg.DuplicateObjectError,
     asyncpg.UniqueViolationError,
     asyncpg.InvalidObjectDefinitionError,
     asyncpg.WrongObjectTypeError,

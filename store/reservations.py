@@ -1,7 +1,7 @@
 """Rows of ``reservation``: an amount set aside before a call, with an owner and an expiry."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -87,7 +87,51 @@ async def admit(
         reserved,
         high_limits,
         decided_at,
-        *_columns(new.kinds),
+        *_columns(new),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Premises:
+    """What a decision was made from: the windows (by id, ascending) with their sums, and the time they are of."""
+
+    version: int
+    since: datetime
+    until: datetime | None
+    window_ids: list[int]
+    spent: list[int]
+    reserved: list[int]
+    overrun: list[int]
+    limits: list[int]
+
+
+async def commit_admission(
+    connection: Connection, org: str, premises: Premises, *, more: Sequence[int], new: NewReservations
+) -> datetime | None:
+    """Write and commit a decision if its premises hold, in one round trip; returns its time, or None: nothing happened.
+
+    Raises asyncpg.UniqueViolationError where a request id already has a reservation.
+    """
+    return await connection.fetchval(
+        _SQL["commit_admission"],
+        org,
+        premises.version,
+        premises.since,
+        premises.until,
+        premises.window_ids,
+        premises.spent,
+        premises.reserved,
+        premises.overrun,
+        more,
+        premises.limits,
+        *_columns(new),
+    )
+
+
+def _columns(new: NewReservations) -> list[Sequence[object]]:
+    kinds = [list(column) for column in zip(*new.kinds, strict=True)] or [[], [], [], [], []]
+    return [
+        *kinds,
         new.kind,
         new.ids,
         new.request_ids,
@@ -96,12 +140,7 @@ async def admit(
         new.costs,
         new.tokens,
         new.held,
-    )
-
-
-def _columns(kinds: Iterable[Kind]) -> list[list[str | None]]:
-    columns = [list(column) for column in zip(*kinds, strict=True)]
-    return columns or [[], [], [], [], []]
+    ]
 
 
 async def lock_requests(connection: Connection, org: str, request_ids: Sequence[str]) -> dict[str, ReservationRow]:

@@ -39,7 +39,7 @@ async def release_reservation(ctx: Context, request: ReleaseReservation) -> Rese
             return _reply(row)
         now = await budget_store.clock(connection)
         await reservation_store.close(connection, ctx.org, ids=[reservation_id], status="released", closed_at=now)
-        windows = await LockedWindows.lock(connection, catalogue, row.window_ids)
+        windows = await LockedWindows.lock(connection, catalogue, row.window_ids, ctx.services.beliefs(ctx.org))
         for window_id, held in holds(row.window_ids, row.held).items():
             windows.sums[window_id].release(held)
         await windows.write(connection, ctx.org)
@@ -133,7 +133,8 @@ async def _extend(
     if change.denial is not None:
         return _denied(row, change.denial, None)
     held = holds(row.window_ids, row.held)
-    windows = await LockedWindows.lock(connection, catalogue, held.keys() | change.amounts.keys())
+    window_ids = held.keys() | change.amounts.keys()
+    windows = await LockedWindows.lock(connection, catalogue, window_ids, ctx.services.beliefs(ctx.org))
     now = await budget_store.clock(connection)
     for window in windows.rows:
         more = change.amounts.get(window.window_id, 0) - held.get(window.window_id, 0)

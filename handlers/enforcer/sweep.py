@@ -61,7 +61,8 @@ async def _sweep_org(services: Services, org: str, due: datetime) -> int:
 
 async def _expire(services: Services, connection: Connection, catalogue: Catalogue, rows: list[ReservationRow]) -> None:
     """Free each hold, or presume it spent where the budget says that an unknown outcome counts (on_expiry settle)."""
-    windows = await LockedWindows.lock(connection, catalogue, {w for row in rows for w in row.window_ids})
+    window_ids = {w for row in rows for w in row.window_ids}
+    windows = await LockedWindows.lock(connection, catalogue, window_ids, services.beliefs(catalogue.org))
     settles = {w.window_id for w in windows.rows if catalogue.by_id[w.budget_id].on_expiry == "settle"}
     presumed: list[list[int]] = []
     for row in rows:

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from handlers.context import Services
+from handlers.enforcer.beliefs import Beliefs
 from handlers.enforcer.catalogue import Catalogue, Match
 from handlers.enforcer.ledger import Sums, effective_limit
 from handlers.enforcer.windows import StaleCatalogue, open_missing
@@ -59,19 +60,22 @@ async def _create(services: Services, catalogue: Catalogue, wanted: list[tuple[M
 class LockedWindows:
     """Windows locked in key order, the last class of locks: their rows as they were, their sums as they become."""
 
-    def __init__(self, rows: list[WindowRow], sums: dict[int, Sums]) -> None:
+    def __init__(self, rows: list[WindowRow], sums: dict[int, Sums], beliefs: Beliefs) -> None:
         self.rows = rows
         self.sums = sums
+        self._beliefs = beliefs
 
     @classmethod
-    async def lock(cls, connection: Connection, catalogue: Catalogue, window_ids: Iterable[int]) -> "LockedWindows":
+    async def lock(
+        cls, connection: Connection, catalogue: Catalogue, window_ids: Iterable[int], beliefs: Beliefs
+    ) -> "LockedWindows":
         """Lock windows; the catalogue is locked and current."""
         wanted = sorted(set(window_ids))
         rows = await window_store.lock(connection, catalogue.org, wanted) if wanted else []
-        return cls(rows, {row.window_id: sums_of(row, catalogue) for row in rows})
+        return cls(rows, {row.window_id: sums_of(row, catalogue) for row in rows}, beliefs)
 
     async def write(self, connection: Connection, org: str) -> None:
-        """Write what the sums have become."""
+        """Write what the sums have become, and let the next decision start from there."""
         changed = [row.window_id for row in self.rows if _differs(row, self.sums[row.window_id])]
         if not changed:
             return
@@ -85,6 +89,7 @@ class LockedWindows:
             overrun=[s.overrun for s in sums],
             high_limits=[s.high_limit for s in sums],
         )
+        self._beliefs.put((self.sums[row.window_id], row.carry) for row in self.rows)
 
 
 def sums_of(row: WindowRow, catalogue: Catalogue) -> Sums:

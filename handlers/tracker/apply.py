@@ -270,7 +270,8 @@ class _Application:
         if not moves:
             return
         catalogue = self._planner.catalogue
-        windows = await LockedWindows.lock(self._connection, catalogue, (move[0] for move in moves))
+        beliefs = self._services.beliefs(self._org)
+        windows = await LockedWindows.lock(self._connection, catalogue, (move[0] for move in moves), beliefs)
         overrun = book(moves, windows.sums)
         await windows.write(self._connection, self._org)
         await alerts(self._services, self._connection, self._org, catalogue.by_id, windows.rows, windows.sums, overrun)

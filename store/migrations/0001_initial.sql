@@ -277,3 +277,55 @@ BEGIN
     decided_at := ledger_clock();
     RETURN NEXT;
 END $$;
+
+-- A whole admission in one round trip, for an agent that believes it knows the windows: writes the decision only if the
+-- catalogue, the clock and every sum are what it was made from, under the same locks in the same order; else null, and
+-- nothing has happened. The rule itself (what fits) is not here: the decision was made from these very sums.
+CREATE FUNCTION admission_commit(
+    p_org text, p_version bigint, p_since timestamptz, p_until timestamptz, p_windows bigint[], p_spent bigint[],
+    p_reserved bigint[], p_overrun bigint[], p_add bigint[], p_limits bigint[],
+    p_providers text[], p_models text[], p_attributions text[], p_window_arrays text[], p_callers text[],
+    p_kinds integer[], p_ids uuid[], p_request_ids text[], p_body_hashes bytea[], p_ttls integer[], p_costs bigint[],
+    p_tokens bigint[], p_held text[]
+) RETURNS timestamptz LANGUAGE plpgsql AS $$
+DECLARE
+    decided_at timestamptz;
+    same boolean;
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(catalogue_key(p_org));
+    IF coalesce((SELECT c.version FROM org_catalogue c WHERE c.org_id = p_org), 0) <> p_version THEN
+        RETURN NULL;
+    END IF;
+    IF cardinality(p_windows) > 0 THEN
+        SELECT array_agg(w.spent) = p_spent AND array_agg(w.reserved) = p_reserved AND array_agg(w.overrun) = p_overrun
+          INTO same
+          FROM (SELECT b.spent, b.reserved, b.overrun FROM budget_window b
+                 WHERE b.org_id = p_org AND b.window_id = ANY (p_windows) ORDER BY b.window_id FOR UPDATE) w;
+        IF same IS NOT TRUE THEN
+            RETURN NULL;
+        END IF;
+    END IF;
+    decided_at := ledger_clock();
+    IF decided_at < p_since OR decided_at >= p_until THEN
+        RETURN NULL;
+    END IF;
+    UPDATE budget_window w
+       SET reserved = w.reserved + n.more,
+           high_limit = CASE WHEN w.high_limit IS NOT NULL THEN greatest(w.high_limit, n.high) END
+      FROM unnest(p_windows, p_add, p_limits) AS n (window_id, more, high)
+     WHERE w.org_id = p_org AND w.window_id = n.window_id;
+    WITH kind AS MATERIALIZED (
+        SELECT k.i, k.provider, k.model, k.attribution::jsonb AS attribution, k.window_ids::bigint[] AS window_ids,
+               k.caller
+          FROM unnest(p_providers, p_models, p_attributions, p_window_arrays, p_callers)
+               WITH ORDINALITY AS k (provider, model, attribution, window_ids, caller, i)
+    )
+    INSERT INTO reservation (org_id, reservation_id, request_id, body_hash, decided_at, expires_at, provider, model,
+        attribution, estimated_cost, estimated_tokens, window_ids, held, caller)
+    SELECT p_org, n.id, n.request_id, n.body_hash, decided_at, decided_at + n.ttl_s * interval '1 second',
+        k.provider, k.model, k.attribution, n.cost, n.tokens, k.window_ids, n.held::bigint[], k.caller
+    FROM unnest(p_kinds, p_ids, p_request_ids, p_body_hashes, p_ttls, p_costs, p_tokens, p_held)
+        AS n (kind, id, request_id, body_hash, ttl_s, cost, tokens, held)
+    JOIN kind k ON k.i = n.kind;
+    RETURN decided_at;
+END $$;

@@ -17,6 +17,10 @@ FROM unnest($11::integer[], $12::uuid[], $13::text[], $14::bytea[], $15::integer
     $18::text[]) AS n (kind, id, request_id, body_hash, ttl_s, cost, tokens, held)
 JOIN kind k ON k.i = n.kind
 
+-- name: commit_admission
+SELECT admission_commit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
+    $22, $23)
+
 -- name: lock_requests
 SELECT * FROM reservation WHERE org_id = $1 AND request_id = ANY ($2::text[]) AND NOT superseded
 ORDER BY reservation_id FOR UPDATE
