@@ -35,6 +35,7 @@ from schemas.subjects import AGENT_REQUEST_PREFIX, REQUEST_PREFIX, USAGE_STREAM
 from signals import contract
 from signals.budget import CHECK_BUDGET
 from signals.usage import TRACK_USAGE
+from store import budgets as budget_store
 from store import jobs, partitions
 from store.pool import Database, PoolSettings
 
@@ -73,12 +74,13 @@ class TokenManagerAgent(BaseAgent):
         self.services = Services(
             database=self._database,
             rate_cards=rate_cards,
-            clock=lambda: datetime.now(UTC),
+            clock=lambda: datetime.now(UTC) + self._ahead,
             new_id=new_id,
             limits=settings.limits,
             instance=self.instance,
         )
         self._clients: list[BusClient] = []
+        self._ahead = timedelta(0)
 
     @property
     def _single(self) -> bool:
@@ -203,13 +205,21 @@ class TokenManagerAgent(BaseAgent):
             await client.close()
         await self._database.close()
 
+    async def _read_clock(self) -> datetime:
+        """The ledger's clock; this agent's own is corrected by it, so that usage is dated alike on every agent."""
+        async with self._database.connection() as connection:
+            now = await budget_store.clock(connection)
+        self._ahead = now - datetime.now(UTC)
+        return now
+
     async def _expire(self) -> None:
         """R9: what the stream still holds decides how far expiry may go; if that is unknown, nothing expires."""
+        asked_at = await self._read_clock()
         try:
             state = await streams.stream_state(self._clients[1], USAGE_STREAM, timeout_s=STATUS_TIMEOUT_S)
         except (streams.StreamConflict, streams.StreamUnavailable):
             return
-        applied = Applied(drained=state.messages == 0, until=state.first_timestamp)
+        applied = Applied(drained=state.messages == 0, until=state.first_timestamp, asked_at=asked_at)
         expired = await sweep(self.services, applied)
         if expired:
             _log.info("%d reservations expired", expired)

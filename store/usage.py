@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
+import msgspec
+
 from store.pool import Connection
 from store.sql import queries
 
@@ -37,10 +39,11 @@ class UsageQuery:
 
 
 async def claim_ids(
-    connection: Connection, org: str, *, ids: Sequence[str], hashes: Sequence[bytes], arrived_at: Sequence[datetime]
+    connection: Connection, org: str, *, ids: Sequence[str], hashes: Sequence[bytes], arrived_at: datetime
 ) -> set[str]:
-    """Claim event ids; returns those nobody had. Only these may have any effect."""
-    records = await connection.fetch(_SQL["claim_ids"], org, ids, hashes, arrived_at)
+    """Claim event ids (with their 16-byte hashes); returns those nobody had. Only these may have any effect."""
+    named = msgspec.json.encode(ids).decode()
+    records = await connection.fetch(_SQL["claim_ids"], org, named, b"".join(hashes), arrived_at)
     return {record["id"] for record in records}
 
 

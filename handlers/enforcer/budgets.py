@@ -13,11 +13,13 @@ import msgspec
 
 from handlers.context import Context
 from handlers.cursor import decode_cursor, page
+from handlers.enforcer.alerts import alerts
 from handlers.enforcer.backfill import backfill
 from handlers.enforcer.calendar import bounds, zone
 from handlers.enforcer.catalogue import EVERY
 from handlers.enforcer.ledger import effective_limit
 from handlers.enforcer.shown import budget_replies
+from handlers.enforcer.transaction import sums_of
 from handlers.events import cloud_event
 from schemas.budget import Budget, BudgetChanged, BudgetList, CreateBudget, ListBudgets, UpdateBudget
 from schemas.errors import conflict, invalid, not_found, unavailable
@@ -33,6 +35,9 @@ from store.pool import UNAVAILABLE, Connection
 T = TypeVar("T")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
+# A budget for every entity may have very many windows; the first of them say that there is something to look at.
+TOLD_WINDOWS_MAX = 1_000
+
 
 async def create_budget(ctx: Context, request: CreateBudget) -> Budget:
     """Create a budget that counts from now or, with ``backfill``, from the start of the current window."""
@@ -47,9 +52,20 @@ async def create_budget(ctx: Context, request: CreateBudget) -> Budget:
             await backfill(connection, row, now)
         (after,) = await budget_replies(connection, [row], now)
         await _tell(ctx, connection, BudgetChanged(action="created", actor=ctx.caller.actor, before=None, after=after))
+        if request.backfill:
+            await _tell_backfilled(ctx, connection, row, now)
         return after
 
     return await _change(ctx, work)
+
+
+async def _tell_backfilled(ctx: Context, connection: Connection, budget: BudgetRow, now: datetime) -> None:
+    """Thresholds that were passed, and overrun that was there, before the budget existed."""
+    rows = await window_store.of_budget(connection, ctx.org, budget.budget_id, now, TOLD_WINDOWS_MAX)
+    budgets = {budget.budget_id: budget}
+    sums = {row.window_id: sums_of(row, budgets) for row in rows}
+    overrun = {row.window_id: row.overrun for row in rows if row.overrun}
+    await alerts(ctx.services, connection, ctx.org, budgets, rows, sums, overrun)
 
 
 async def update_budget(ctx: Context, request: UpdateBudget) -> Budget:

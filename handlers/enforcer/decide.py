@@ -108,7 +108,7 @@ def decide(checks: list[Check], desk: Desk) -> Outcome:
         plan, found = check.plan, check.estimate
         measures = (found.cost or 0, found.tokens, 1)
         amounts = [measures[unit] for unit in plan.units]
-        refused = _refusing(plan, desk.sums, amounts)
+        refused = _refusing(plan, desk.sums, amounts, unpriced=found.cost is None)
         reason = _refusal(check, desk, refused)
         if reason is None:
             outcome.decisions.append(_approve(check, desk, amounts, outcome))
@@ -125,8 +125,14 @@ def amount_of(budget: BudgetRow, estimate: Estimate) -> int:
     return estimate.tokens if budget.unit == "tokens" else 1
 
 
-def _refusing(plan: Plan, sums: dict[int, Sums], amounts: list[int]) -> list[tuple[BudgetRow, WindowRef]]:
+def _refusing(
+    plan: Plan, sums: dict[int, Sums], amounts: list[int], *, unpriced: bool
+) -> list[tuple[BudgetRow, WindowRef]]:
+    """Budgets without room; one of cost that has nothing left also refuses what nobody knows the price of (P5)."""
     full = [i for i, w in enumerate(plan.window_ids) if amounts[i] and not sums[w].fits(amounts[i])]
+    if unpriced:
+        cost = [i for i, match in enumerate(plan.matches) if match.budget.unit == "cost"]
+        full += [i for i in cost if not sums[plan.window_ids[i]].fits(1)]
     return [(plan.matches[i].budget, plan.refs[i]) for i in full]
 
 

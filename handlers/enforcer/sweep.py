@@ -15,14 +15,18 @@ from store.reservations import ReservationRow
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """Up to when the usage stream is applied: everything (``drained``), all before ``until``, or (None) unknown."""
+    """Up to when the usage stream is applied: everything (``drained``), all before ``until``, or (None) unknown.
+
+    ``asked_at`` is the ledger's clock before the stream was asked: what was stored since may be unapplied.
+    """
 
     drained: bool
     until: datetime | None
+    asked_at: datetime | None = None
 
 
 async def sweep(services: Services, applied: Applied) -> int:
-    """Expire what is due in every org; returns how many. ``applied`` was read before the clock that decides."""
+    """Expire what is due in every org; returns how many."""
     async with services.database.connection() as connection:
         now = await budget_store.clock(connection)
         due = cutoff(now, applied, skew=timedelta(seconds=services.limits.expiry_skew_s))
@@ -41,9 +45,10 @@ def cutoff(now: datetime, applied: Applied, *, skew: timedelta) -> datetime | No
 
     None where that is unknown: nothing is due then.
     """
+    edge = now if applied.asked_at is None else min(now, applied.asked_at)
     if applied.drained:
-        return now - skew
-    return None if applied.until is None else min(now, applied.until) - skew
+        return edge - skew
+    return None if applied.until is None else min(edge, applied.until) - skew
 
 
 async def _sweep_org(services: Services, org: str, due: datetime) -> int:

@@ -12,6 +12,7 @@ from handlers.enforcer.windows import StaleCatalogue, open_missing
 from schemas.errors import unavailable
 from store import budgets as budget_store
 from store import windows as window_store
+from store.budgets import BudgetRow
 from store.pool import RETRYABLE, Connection
 from store.windows import WindowRow
 
@@ -72,7 +73,7 @@ class LockedWindows:
         """Lock windows; the catalogue is locked and current."""
         wanted = sorted(set(window_ids))
         rows = await window_store.lock(connection, catalogue.org, wanted) if wanted else []
-        return cls(rows, {row.window_id: sums_of(row, catalogue) for row in rows}, beliefs)
+        return cls(rows, {row.window_id: sums_of(row, catalogue.by_id) for row in rows}, beliefs)
 
     async def write(self, connection: Connection, org: str) -> None:
         """Write what the sums have become, and let the next decision start from there."""
@@ -92,9 +93,9 @@ class LockedWindows:
         self._beliefs.put((self.sums[row.window_id], row.carry) for row in self.rows)
 
 
-def sums_of(row: WindowRow, catalogue: Catalogue) -> Sums:
+def sums_of(row: WindowRow, budgets: Mapping[str, BudgetRow]) -> Sums:
     """A window's sums with the limit that binds now."""
-    budget = catalogue.by_id[row.budget_id]
+    budget = budgets[row.budget_id]
     return Sums(
         row.window_id,
         effective_limit(budget, row.carry),

@@ -138,7 +138,7 @@ class Applier:
             org,
             ids=ids,
             hashes=[first[i].payload_hash for i in ids],
-            arrived_at=[first[i].arrived_at for i in ids],
+            arrived_at=max(event.arrived_at for event in events),
         )
         known = {i: e.payload_hash for i, e in first.items()}
         if len(new) < len(ids):

@@ -91,3 +91,14 @@ async def test_r2_update_budget_binds_the_next_decision_of_every_agent_and_keeps
     assert [getattr(changed, name) for name in same] == [getattr(budget, name) for name in same]
     await world.wait(seconds=timedelta(minutes=1).total_seconds())
     await two.deny(max_completion_tokens=1)
+
+
+async def test_p1_overrun_and_thresholds_from_before_a_backfilled_budget_are_told(world: World) -> None:
+    one, _ = world.agents
+    await one.track(completion_tokens=150)
+
+    budget = await _create(one, limit="1", backfill=True, alert_thresholds=[50, 100])
+
+    assert [told["amount"] for told in await world.told("budget.overrun")] == ["0.5"]
+    assert sorted(told["threshold"] for told in await world.told("budget.threshold")) == [50, 100]
+    assert [told["window"]["budget_id"] for told in await world.told("budget.exceeded")] == [budget.budget_id]

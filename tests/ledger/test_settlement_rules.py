@@ -426,3 +426,29 @@ async def test_sums_are_exact_to_the_nano_at_rates_that_need_rounding(world: Wor
     rounded = [int(cost.quantize(Decimal(1), ROUND_HALF_EVEN)) for cost in exact]
     assert any(cost % 1 == Decimal("0.5") for cost in exact)
     assert await world.sums(budget) == (2 * sum(rounded), 0, 0)
+
+
+async def test_r9_what_was_stored_after_the_stream_was_asked_may_still_settle(world: World) -> None:
+    one, _ = world.agents
+    await world.budget(limit=1)
+    held = await one.hold(max_completion_tokens=100, ttl_s=60)
+    asked_at = (await world.reservation(held))["expires_at"] - timedelta(seconds=1)
+    await world.wait(hours=1)
+
+    # The agent stalled between asking the stream, which was drained then, and reading the clock: an hour of usage that
+    # names this reservation may be stored and unapplied.
+    assert await one.sweep(Applied(drained=True, until=None, asked_at=asked_at)) == 0
+    assert await one.sweep(Applied(drained=True, until=None, asked_at=world.now())) == 1
+
+
+async def test_p5_a_cost_budget_with_nothing_left_refuses_what_nobody_knows_the_price_of(world: World) -> None:
+    one, _ = world.agents
+    await world.budget(limit=1, name="full")
+    unknown = {"model": "nobody-prices-this", "max_completion_tokens": 1}
+    assert (await one.submit(**unknown)).approved
+
+    await one.track(completion_tokens=100)
+    denied = await one.deny(**unknown)
+
+    assert denied.reason is not None
+    assert denied.reason.code == "budget_exceeded"
