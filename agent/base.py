@@ -12,6 +12,7 @@ from agent.backoff import Backoff
 from agent.client import BusClient
 from store.pool import is_unavailable
 
+CANCEL_WAIT_S = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -46,10 +47,16 @@ class BaseAgent:
         """Finish what was accepted, then close. Intake ends first, connections last."""
         self.ready = False
         await self._drain()
-        for job in self._jobs:
-            job.cancel()
-        await asyncio.gather(*self._jobs, return_exceptions=True)
+        await self._end_jobs()
         await self._close()
+
+    async def _end_jobs(self) -> None:
+        """Cancel until they have ended: a library on the way may lose a cancellation that comes at a bad moment."""
+        while self._jobs:
+            jobs = list(self._jobs)
+            for job in jobs:
+                job.cancel()
+            await asyncio.wait(jobs, timeout=CANCEL_WAIT_S)
 
     async def _start(self) -> None:
         raise NotImplementedError
@@ -98,7 +105,8 @@ class BaseAgent:
             with contextlib.suppress(nats_errors.Error):
                 client.publish_now(subject, b"")
             try:
-                await asyncio.wait_for(heard.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await heard.wait()
             except TimeoutError:
                 _log.error("the bus connection is deaf: reconnecting")
                 await client.force_reconnect()

@@ -82,6 +82,8 @@ class Relay:
 
     async def _wait(self) -> None:
         try:
-            await asyncio.wait_for(self._ready.wait(), self._poll_s)
+            # Not wait_for, which in Python 3.11 can lose the cancellation that ends this job.
+            async with asyncio.timeout(self._poll_s):
+                await self._ready.wait()
         except TimeoutError:
             return

@@ -137,7 +137,8 @@ async def _ended(pidfd: int | None) -> None:
     readable = asyncio.Event()
     loop.add_reader(pidfd, readable.set)
     try:
-        await asyncio.wait_for(readable.wait(), LOG_CHECK_S)
+        async with asyncio.timeout(LOG_CHECK_S):
+            await readable.wait()
     except TimeoutError:
         pass
     finally:

@@ -68,5 +68,4 @@ async def _exceeded(
 
 
 def _window(budget: BudgetRow, row: WindowRow, window: Sums) -> BudgetWindow:
-    ref = WindowRef(row.window_id, row.budget_id, row.entity_id, row.starts_at, row.ends_at)
-    return window_reply(budget, ref, window)
+    return window_reply(budget, WindowRef.of(row), window)

@@ -17,9 +17,8 @@ from handlers.enforcer.alerts import alerts
 from handlers.enforcer.backfill import backfill
 from handlers.enforcer.calendar import bounds, zone
 from handlers.enforcer.catalogue import EVERY
-from handlers.enforcer.ledger import effective_limit
+from handlers.enforcer.ledger import effective_limit, sums_of
 from handlers.enforcer.shown import budget_replies
-from handlers.enforcer.transaction import sums_of
 from handlers.events import cloud_event
 from schemas.budget import Budget, BudgetChanged, BudgetList, CreateBudget, ListBudgets, UpdateBudget
 from schemas.errors import conflict, invalid, not_found, unavailable
@@ -63,7 +62,7 @@ async def _tell_backfilled(ctx: Context, connection: Connection, budget: BudgetR
     """Thresholds that were passed, and overrun that was there, before the budget existed."""
     rows = await window_store.of_budget(connection, ctx.org, budget.budget_id, now, TOLD_WINDOWS_MAX)
     budgets = {budget.budget_id: budget}
-    sums = {row.window_id: sums_of(row, budgets) for row in rows}
+    sums = {row.window_id: sums_of(budget, row) for row in rows}
     overrun = {row.window_id: row.overrun for row in rows if row.overrun}
     await alerts(ctx.services, connection, ctx.org, budgets, rows, sums, overrun)
 

@@ -7,6 +7,7 @@ reservation; everything else takes free room first and is overrun where it finds
 from dataclasses import dataclass
 
 from store.budgets import BudgetRow
+from store.windows import WindowRow
 
 # What years of unused limits may add up to; with the largest limit still far below what a bigint holds.
 CARRY_MAX = 4_000_000_000_000_000_000
@@ -75,6 +76,20 @@ class Sums:
         """Room for unreserved spending: overrun already found none, so it does not take any either."""
         taken = self.spent - self.overrun + (self.reserved if self.blocking else 0)
         return max(0, self.limit - taken)
+
+
+def sums_of(budget: BudgetRow, row: WindowRow) -> Sums:
+    """A stored window's sums with the limit that binds now."""
+    return Sums(
+        row.window_id,
+        effective_limit(budget, row.carry),
+        budget.blocking,
+        row.spent,
+        row.reserved,
+        row.overrun,
+        row.high_limit,
+        row.exceeded_at is not None,
+    )
 
 
 def thresholds_reached(spent: int, limit: int, thresholds: tuple[int, ...], fired: frozenset[int]) -> list[int]:

@@ -10,7 +10,7 @@ import msgspec
 from handlers.enforcer.answers import amount_text, window_reply
 from handlers.enforcer.calendar import bounds
 from handlers.enforcer.catalogue import EVERY, Match
-from handlers.enforcer.ledger import Sums, effective_limit
+from handlers.enforcer.ledger import Sums, effective_limit, sums_of
 from handlers.enforcer.windows import WindowRef, key_of
 from schemas.budget import Budget, BudgetFilters, BudgetWindow, OverridePolicy, Rollover
 from store import windows as window_store
@@ -49,18 +49,7 @@ async def present(connection: Connection, matches: Sequence[Match], now: datetim
 
 def existing(budget: BudgetRow, row: WindowRow) -> Present:
     """A stored window."""
-    ref = WindowRef(row.window_id, row.budget_id, row.entity_id, row.starts_at, row.ends_at)
-    sums = Sums(
-        row.window_id,
-        effective_limit(budget, row.carry),
-        budget.blocking,
-        row.spent,
-        row.reserved,
-        row.overrun,
-        row.high_limit,
-        row.exceeded_at is not None,
-    )
-    return Present(budget, ref, sums)
+    return Present(budget, WindowRef.of(row), sums_of(budget, row))
 
 
 def own_window(budget: BudgetRow) -> Match | None:

@@ -7,12 +7,11 @@ from typing import TypeVar
 from handlers.context import Services
 from handlers.enforcer.beliefs import Beliefs
 from handlers.enforcer.catalogue import Catalogue, Match
-from handlers.enforcer.ledger import Sums, effective_limit
+from handlers.enforcer.ledger import Sums, sums_of
 from handlers.enforcer.windows import StaleCatalogue, open_missing
 from schemas.errors import unavailable
 from store import budgets as budget_store
 from store import windows as window_store
-from store.budgets import BudgetRow
 from store.pool import RETRYABLE, Connection
 from store.windows import WindowRow
 
@@ -73,7 +72,7 @@ class LockedWindows:
         """Lock windows; the catalogue is locked and current."""
         wanted = sorted(set(window_ids))
         rows = await window_store.lock(connection, catalogue.org, wanted) if wanted else []
-        return cls(rows, {row.window_id: sums_of(row, catalogue.by_id) for row in rows}, beliefs)
+        return cls(rows, {row.window_id: sums_of(catalogue.by_id[row.budget_id], row) for row in rows}, beliefs)
 
     async def write(self, connection: Connection, org: str) -> None:
         """Write what the sums have become, and let the next decision start from there."""
@@ -91,21 +90,6 @@ class LockedWindows:
             high_limits=[s.high_limit for s in sums],
         )
         self._beliefs.put((self.sums[row.window_id], row.carry) for row in self.rows)
-
-
-def sums_of(row: WindowRow, budgets: Mapping[str, BudgetRow]) -> Sums:
-    """A window's sums with the limit that binds now."""
-    budget = budgets[row.budget_id]
-    return Sums(
-        row.window_id,
-        effective_limit(budget, row.carry),
-        budget.blocking,
-        row.spent,
-        row.reserved,
-        row.overrun,
-        row.high_limit,
-        row.exceeded_at is not None,
-    )
 
 
 def holds(window_ids: list[int], amounts: list[int]) -> Mapping[int, int]:

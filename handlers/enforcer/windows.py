@@ -26,6 +26,11 @@ class WindowRef:
     starts_at: datetime
     ends_at: datetime | None
 
+    @classmethod
+    def of(cls, row: WindowRow) -> "WindowRef":
+        """The identity of a stored window."""
+        return cls(row.window_id, row.budget_id, row.entity_id, row.starts_at, row.ends_at)
+
     def holds(self, at: datetime) -> bool:
         """Whether ``at`` lies in the window."""
         return self.starts_at <= at and (self.ends_at is None or at < self.ends_at)
@@ -58,7 +63,7 @@ class WindowIndex:
     def add(self, rows: Iterable[WindowRow]) -> None:
         """Remember windows."""
         for row in rows:
-            ref = WindowRef(row.window_id, row.budget_id, row.entity_id, row.starts_at, row.ends_at)
+            ref = WindowRef.of(row)
             if len(self._refs) >= self._limit:
                 self._refs.clear()
                 self._by_id.clear()
