@@ -14,12 +14,12 @@ import uvloop
 
 from agent import console
 from agent.actor import TokenManagerAgent
-from agent.client import ConnectFailed
+from agent.bus.client import ConnectFailed
+from agent.bus.streams import StreamConflict, StreamUnavailable
 from agent.embedded import DataDir, EmbeddedServerError
 from agent.logs import configure
 from agent.servers import Servers
 from agent.settings import Settings
-from agent.streams import StreamConflict, StreamUnavailable
 from handlers.cost.resolve import RateCards
 from store.migrate import DatabaseUnreachable, MigrationError, migrate
 

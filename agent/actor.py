@@ -8,21 +8,21 @@ from typing import Any, Protocol
 
 from nats import errors as nats_errors
 
-from agent import streams
 from agent.backoff import Backoff
 from agent.base import BaseAgent
-from agent.bus_settings import BusCredentials, BusSettings
-from agent.client import BusClient, connect
+from agent.bus import streams
+from agent.bus.client import BusClient, connect
+from agent.bus.service import Service, endpoint_of
+from agent.bus.settings import BusCredentials, BusSettings
+from agent.bus.stored import StoredPublisher
 from agent.dispatch import BatchRoute, Dispatch, DispatchLimits
 from agent.identity import Identity
 from agent.ids import new_id
 from agent.ingest_loop import IngestLoop
 from agent.relay import Relay
 from agent.routes import ROUTES
-from agent.service import Service, endpoint_of
 from agent.settings import Settings
 from agent.sink import StreamSink
-from agent.stored import StoredPublisher
 from agent.version import VERSION
 from handlers.context import Services
 from handlers.cost.resolve import RateCards

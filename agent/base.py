@@ -9,7 +9,7 @@ from typing import Any
 from nats import errors as nats_errors
 
 from agent.backoff import Backoff
-from agent.client import BusClient
+from agent.bus.client import BusClient
 from store.pool import is_unavailable
 
 CANCEL_WAIT_S = 1.0

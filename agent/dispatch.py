@@ -11,10 +11,10 @@ from typing import Any, Final
 import msgspec
 from nats import errors as nats_errors
 
-from agent.client import BusClient, DirectSubscription
+from agent.bus.client import BusClient, DirectSubscription
+from agent.bus.service import EndpointStats
+from agent.bus.wire import header_block
 from agent.identity import Identity
-from agent.service import EndpointStats
-from agent.wire import header_block
 from handlers.context import Caller, Context, Inbound, Services
 from schemas.codec import Codec, unwrap
 from schemas.errors import STATUS, Error, ErrorReply, SignalError, unavailable

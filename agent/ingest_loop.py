@@ -7,8 +7,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from agent.backoff import Backoff
-from agent.client import BusClient
-from agent.pull import PulledMessage, PullLoop, PullSettings
+from agent.bus.client import BusClient
+from agent.bus.pull import PulledMessage, PullLoop, PullSettings
 from handlers.tracker.ingest import Ingest, StreamMessage
 from schemas.errors import SignalError
 from schemas.subjects import APPLY_CONSUMER, USAGE_STREAM

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from agent.backoff import Backoff
-from agent.stored import PublishFailed, StoredPublisher
+from agent.bus.stored import PublishFailed, StoredPublisher
 from handlers.tracker.dead import STREAM_PREFIX
 from schemas.subjects import AGENT_DEAD_LETTER_PREFIX, EVENT_PREFIX, event_subject
 from store import outbox as outbox_store

@@ -5,7 +5,7 @@ import logging
 import time
 
 from agent.backoff import Backoff
-from agent.stored import PublishFailed, StoredPublisher
+from agent.bus.stored import PublishFailed, StoredPublisher
 from handlers.context import Ids
 from schemas.errors import unavailable
 from schemas.subjects import AGENT_BATCH_PREFIX, AGENT_INGEST_PREFIX

@@ -10,7 +10,7 @@ import uvloop
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from agent.client import connect
+from agent.bus.client import connect
 
 ANSWER = b'{"approved":true}'
 

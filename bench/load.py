@@ -15,8 +15,8 @@ from typing import Literal
 import msgspec
 import uvloop
 
-from agent.bus_settings import BusSettings
-from agent.client import BusClient, connect
+from agent.bus.client import BusClient, connect
+from agent.bus.settings import BusSettings
 from bench.payloads import maker
 from bench.ticker import Ticker
 

@@ -10,8 +10,8 @@ import time
 import uvloop
 from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StorageType, StreamConfig
 
-from agent.client import connect
-from agent.pull import PulledMessage, PullLoop, PullSettings
+from agent.bus.client import connect
+from agent.bus.pull import PulledMessage, PullLoop, PullSettings
 
 STREAM = "BENCH_RAW"
 CONSUMER = "bench"

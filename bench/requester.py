@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 from nats import errors
 
-from agent.client import BusClient, connect
-from agent.wire import header_value, status_of
+from agent.bus.client import BusClient, connect
+from agent.bus.wire import header_value, status_of
 from schemas.errors import Error, ErrorReply
 from schemas.subjects import request_subject
 
@@ -59,7 +59,7 @@ class Requester:
 
     @classmethod
     async def to(cls, url: str, *, patience_s: float = 60.0) -> "Requester":
-        """A requester with a connection of its own. Raises `agent.client.ConnectFailed`."""
+        """A requester with a connection of its own. Raises `agent.bus.client.ConnectFailed`."""
         return cls(await connect(url), patience_s=patience_s)
 
     async def close(self) -> None:

@@ -40,14 +40,14 @@ YIELDS = {"handlers/enforcer/admission.py"}  # asyncio.sleep(0): the write start
 # Where everything is caught, and why nothing narrower will do.
 CATCH_ALL = {
     ("agent/base.py", "_every"): "a job that failed once must run again",
-    ("agent/client.py", "_attempt_reconnect"): "nats-py would stay reconnecting for ever",
-    ("agent/client.py", "_call_each"): "one listener's failure must not silence the others",
-    ("agent/client.py", "_read_loop"): "nats-py would be left deaf",
+    ("agent/bus/client.py", "_attempt_reconnect"): "nats-py would stay reconnecting for ever",
+    ("agent/bus/client.py", "_call_each"): "one listener's failure must not silence the others",
+    ("agent/bus/client.py", "_read_loop"): "nats-py would be left deaf",
     ("agent/dispatch.py", "_handle"): "every request is answered",
     ("agent/dispatch.py", "_submit"): "every request is answered",
     ("agent/ingest_loop.py", "_attempt"): "nothing is acknowledged that was not committed; it is tried again",
     ("agent/relay.py", "run"): "events wait in the outbox; the relay must not end",
-    ("agent/wire.py", "_deliver"): "an error of a callback costs that message only",
+    ("agent/bus/wire.py", "_deliver"): "an error of a callback costs that message only",
     ("handlers/enforcer/admission.py", "_run"): "one batch that fails must not leave the next ones unanswered",
     ("handlers/tracker/ingest.py", "_readable"): "one unreadable message must not hold up everybody's usage",
     ("handlers/tracker/intake.py", "_run"): "one group that fails must not leave the next ones unanswered",

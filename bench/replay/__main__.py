@@ -19,7 +19,7 @@ import uvloop
 from nats import errors as nats_errors
 from rich.console import Console
 
-from agent.client import ConnectFailed
+from agent.bus.client import ConnectFailed
 from bench.replay.books import read_books
 from bench.replay.budget import budget_states, ensure_budget
 from bench.replay.drive import Plan, Tally, drive

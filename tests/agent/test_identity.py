@@ -14,10 +14,10 @@ import pytest_asyncio
 from nats import errors as nats_errors
 
 from agent.actor import TokenManagerAgent
-from agent.client import connect
+from agent.bus.client import connect
+from agent.bus.wire import header_block
 from agent.embedded import EmbeddedNats
 from agent.embedded.nats import find_binary
-from agent.wire import header_block
 from signals import Request
 from signals.registry import REQUESTS
 from tests.agent.conftest import PASSWORD, ROLES, new_database

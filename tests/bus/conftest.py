@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from agent.client import BusClient, BusListeners, BusSettings, connect
+from agent.bus.client import BusClient, BusListeners, BusSettings, connect
 from tests.bus.servers import PrivateServer
 
 FAST = BusSettings(

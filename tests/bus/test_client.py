@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 from nats import errors
 
-from agent.client import BusClient, BusListeners, BusSettings, ConnectFailed, connect
-from agent.streams import ensure_streams
-from agent.wire import header_block, header_value
+from agent.bus.client import BusClient, BusListeners, BusSettings, ConnectFailed, connect
+from agent.bus.streams import ensure_streams
+from agent.bus.wire import header_block, header_value
 from tests.bus.conftest import FAST
 from tests.bus.servers import PrivateServer, free_port
 from tests.support.polling import eventually

@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from agent.client import BusClient, connect
-from agent.pull import PulledMessage, PullLoop, PullSettings
-from agent.streams import StreamSettings, ensure_streams, publish_stored, stream_state
+from agent.bus.client import BusClient, connect
+from agent.bus.pull import PulledMessage, PullLoop, PullSettings
+from agent.bus.streams import StreamSettings, ensure_streams, publish_stored, stream_state
 from tests.bus.servers import PrivateServer
 from tests.support.polling import eventually
 

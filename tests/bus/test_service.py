@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from agent.client import BusClient, connect
-from agent.service import Endpoint, Service, endpoint_of
+from agent.bus.client import BusClient, connect
+from agent.bus.service import Endpoint, Service, endpoint_of
 from signals.budget import CHECK_BUDGET
 from signals.registry import REQUESTS
 from tests.bus.servers import PrivateServer

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agent.client import BusClient
-from agent.streams import (
+from agent.bus.client import BusClient
+from agent.bus.streams import (
     PublishFailed,
     StoredPublisher,
     StreamConflict,

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats import errors
 
-from agent.client import BusClient, BusListeners, BusSettings, connect
-from agent.wire import DirectCallback, DirectParser, header_block, header_value, publish_command, status_of
+from agent.bus.client import BusClient, BusListeners, BusSettings, connect
+from agent.bus.wire import DirectCallback, DirectParser, header_block, header_value, publish_command, status_of
 from tests.bus.fake_server import FakeServer
 from tests.support.polling import eventually
 

@@ -7,32 +7,31 @@ from typing import Any
 import msgspec
 import pytest
 
+from agent.ids import new_id
+from handlers.context import Caller, Context, Services
 from handlers.cost.calculate import ROUTES, calculate_cost, get_pricing
 from handlers.cost.resolve import RateCards
 from schemas.cost import CalculateCost, GetPricing
 from schemas.errors import SignalError
 from signals.cost import CALCULATE_COST, GET_PRICING
+from store.pool import Database
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
-class Desk:
-    """What the handlers need, with a clock that stands still."""
-
-    rate_cards = RateCards()
-
-    def now(self) -> datetime:
-        return NOW
+# Neither signal touches the database; the clock stands still.
+SERVICES = Services(database=Database("postgresql://unused"), rate_cards=RateCards(), clock=lambda: NOW, new_id=new_id)
+CTX = Context(SERVICES, Caller("default", None, frozenset({"viewer"})))
 
 
 def cost_of(**request: Any) -> dict[str, Any]:
     decoded = msgspec.json.decode(msgspec.json.encode(request), type=CalculateCost)
-    return msgspec.to_builtins(asyncio.run(calculate_cost(Desk(), decoded)))
+    return msgspec.to_builtins(asyncio.run(calculate_cost(CTX, decoded)))
 
 
 def pricing_of(**request: Any) -> dict[str, Any]:
     decoded = msgspec.json.decode(msgspec.json.encode(request), type=GetPricing)
-    return msgspec.to_builtins(asyncio.run(get_pricing(Desk(), decoded)))
+    return msgspec.to_builtins(asyncio.run(get_pricing(CTX, decoded)))
 
 
 def test_counts_are_priced_with_their_line_items() -> None:

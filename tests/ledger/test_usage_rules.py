@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from agent.backoff import Backoff
+from agent.bus.stored import PubAck, StoredPublisher, StreamUnavailable
 from agent.relay import Relay
-from agent.stored import PubAck, StoredPublisher, StreamUnavailable
 from handlers.tracker.ingest import Ingest, StreamMessage
 from handlers.tracker.intake import BATCH_VERSION, StoredBatch
 from handlers.tracker.priced import PricedEvent

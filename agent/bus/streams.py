@@ -11,8 +11,8 @@ from typing import Any, Final
 import msgspec
 from nats import errors
 
-from agent.client import BusClient
-from agent.stored import (
+from agent.bus.client import BusClient
+from agent.bus.stored import (
     PubAck,
     PublishFailed,
     StoredPublisher,

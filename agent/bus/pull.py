@@ -15,8 +15,8 @@ from typing import Final
 import msgspec
 from nats import errors
 
-from agent.client import BusClient, DirectSubscription
-from agent.wire import status_of
+from agent.bus.client import BusClient, DirectSubscription
+from agent.bus.wire import status_of
 
 ACK: Final = b"+ACK"
 IN_PROGRESS: Final = b"+WPI"

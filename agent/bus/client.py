@@ -22,8 +22,8 @@ from nats.aio.client import PING_PROTO, Client, Srv
 from nats.aio.client import __version__ as nats_version
 from nats.aio.subscription import Subscription
 
-from agent.bus_settings import BusCredentials, BusListeners, BusSettings, tune_socket
-from agent.wire import DirectCallback, DirectParser, info_of, publish_command
+from agent.bus.settings import BusCredentials, BusListeners, BusSettings, tune_socket
+from agent.bus.wire import DirectCallback, DirectParser, info_of, publish_command
 
 __all__ = [
     "BusClient",
@@ -45,7 +45,9 @@ _BLANK = re.compile(rb"[ \t\r\n]")
 _log = logging.getLogger(__name__)
 
 if not nats_version.startswith(SUPPORTED_VERSION):
-    raise ImportError(f"agent.client overrides private methods of nats-py {SUPPORTED_VERSION}x, found {nats_version}")
+    raise ImportError(
+        f"agent.bus.client overrides private methods of nats-py {SUPPORTED_VERSION}x, found {nats_version}"
+    )
 
 
 class ConnectFailed(Exception):

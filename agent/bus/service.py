@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 from nats import errors
 
-from agent.client import BusClient, DirectSubscription
+from agent.bus.client import BusClient, DirectSubscription
 from schemas import CONTRACT_VERSION
 from schemas.subjects import AGENT_REQUEST_PREFIX
 from signals import Request

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import msgspec
 from nats import errors
 
-from agent.client import BusClient
-from agent.wire import header_block, status_of
+from agent.bus.client import BusClient
+from agent.bus.wire import header_block, status_of
 
 STREAM_FULL = (10077, 10047, 10023)
 WAITING_MAX = 65_536
