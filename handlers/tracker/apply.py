@@ -72,6 +72,8 @@ class Applier:
         Raises what ``store.pool.is_unavailable`` recognises where PostgreSQL is away, and then nothing is lost: the
         caller has not acknowledged anything. An event that PostgreSQL refuses is found by bisection and dead-lettered.
         """
+        if not events:
+            return {}
         try:
             return await self._retrying(org, events)
         except _REFUSED as error:
