@@ -102,7 +102,6 @@ async def _serve(settings: Settings, servers: Servers, rate_cards: RateCards, be
 
 def _spare_collector() -> None:
     """What is loaded by now (prices above all) stays for good: to look through it again costs 40 ms every time."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
 
