@@ -14,8 +14,14 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 import pytest_asyncio
+from hypothesis import settings
 
 from agent.embedded import DataDir, EmbeddedNats, EmbeddedPostgres
+
+# The suite is the same for everybody; HYPOTHESIS_PROFILE=thorough looks further, and elsewhere every time.
+settings.register_profile("repeatable", derandomize=True, database=None)
+if os.environ.get("HYPOTHESIS_PROFILE") != "thorough":
+    settings.load_profile("repeatable")
 
 TEMPLATE = "tm_template"
 DEPLOYED_NATS_CONFIG = Path(__file__).parent.parent / "deploy" / "nats" / "nats.conf"
