@@ -88,13 +88,8 @@ def _reply(counts: Normalised, priced: Priced, card: RateCard | None, at: dateti
         reported_cost=None if reported is None else format_cost(reported),
         context_used=counts.context_tokens,
         context_limit=None if card is None else card.context_window,
-        warnings=[*counts.flags, *(() if card is None else _warnings(card))],
+        warnings=[*counts.flags, *(() if card is None else card.warnings)],
     )
-
-
-def _warnings(card: RateCard) -> list[str]:
-    """Notes that bear on this call; that the source also prices pages or seconds does not."""
-    return [note for note in card.notes if not note.startswith("unit_ignored:")]
 
 
 ROUTES: tuple[Route[Context], ...] = (

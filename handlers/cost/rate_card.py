@@ -59,7 +59,7 @@ class RateCard(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
     @property
-    def warnings(self) -> list[str]:
+    def warnings(self) -> tuple[str, ...]:
         """What a caller should hear: assumptions about this call, not what the source prices besides."""
         return _told(self.notes)
 
@@ -74,8 +74,8 @@ class RateCard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @lru_cache(maxsize=1024)
-def _told(notes: tuple[str, ...]) -> list[str]:
-    return [note for note in notes if not note.startswith("unit_ignored:")]
+def _told(notes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(note for note in notes if not note.startswith("unit_ignored:"))
 
 
 def rate_nanos(per_million: Decimal) -> int:
