@@ -85,7 +85,8 @@ class Dispatch:
             if isinstance(result, BaseException) and not isinstance(result, nats_errors.Error):
                 raise result
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
         except TimeoutError:
             return False
         return True

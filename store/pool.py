@@ -85,7 +85,8 @@ class Database:
         if self._pool is None:
             return
         try:
-            await asyncio.wait_for(self._pool.close(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._pool.close()
         except (TimeoutError, *UNAVAILABLE):
             self._pool.terminate()
 

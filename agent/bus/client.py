@@ -211,7 +211,8 @@ class BusClient(Client):
         done = asyncio.get_running_loop().create_future()
         await self._send_ping(done)
         try:
-            await asyncio.wait_for(done, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await done
         except TimeoutError:
             raise errors.FlushTimeoutError from None
 

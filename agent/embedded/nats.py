@@ -198,7 +198,8 @@ class EmbeddedNats:
         process, problem = self._started(), "no answer yet"
         while time.monotonic() < deadline:
             try:
-                await asyncio.wait_for(self._probe(server_name), PROBE_S)
+                async with asyncio.timeout(PROBE_S):
+                    await self._probe(server_name)
                 return
             except (OSError, EOFError, TimeoutError) as error:
                 problem = repr(error)

@@ -256,7 +256,8 @@ class EmbeddedPostgres:
             argv = _initdb(runner, cluster=new.name, password_file=password_file.name)
             process = self._spawn(runner, argv=argv, log_path=log_path, death_signal=signal.SIGKILL)
             try:
-                status = await asyncio.wait_for(process.wait(), INITDB_S)
+                async with asyncio.timeout(INITDB_S):
+                    status = await process.wait()
             except BaseException:
                 await process.stop(grace_s=1.0)
                 raise

@@ -86,10 +86,12 @@ class ManagedProcess:
         """Ask with `stop_signal`, kill after `grace_s` seconds; return the exit status. Repeatable."""
         self.send(stop_signal)
         try:
-            return await asyncio.wait_for(self.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                return await self.wait()
         except TimeoutError:
             self.send(signal.SIGKILL)
-            return await asyncio.wait_for(self.wait(), KILL_WAIT_S)
+            async with asyncio.timeout(KILL_WAIT_S):
+                return await self.wait()
 
     def send(self, what: signal.Signals) -> None:
         """Signal the process; nothing happens when it has ended."""
