@@ -14,7 +14,7 @@ from typing import Any
 import uvloop
 
 from agent import console
-from agent.actor import TokenManagerAgent
+from agent.actor import TokenManagerAgent, WrongKey
 from agent.bus.client import ConnectFailed
 from agent.bus.streams import StreamConflict, StreamUnavailable
 from agent.embedded import DataDir, EmbeddedServerError
@@ -22,6 +22,7 @@ from agent.logs import configure
 from agent.servers import Servers
 from agent.settings import Settings
 from handlers.cost.resolve import RateCards
+from handlers.vault import Vault
 from store.migrate import DatabaseUnreachable, MigrationError, migrate
 
 _log = logging.getLogger("agent")
@@ -33,6 +34,7 @@ EXPLAINED = (
     StreamConflict,
     StreamUnavailable,
     ConnectFailed,
+    WrongKey,
 )
 
 
@@ -69,6 +71,11 @@ async def serve(settings: Settings) -> None:
             await servers.stop()
 
 
+def _vault(settings: Settings, data: DataDir) -> Vault:
+    """All agents of one database need the same key; alone on private servers it may live in the data folder."""
+    return Vault(settings.secret_key.get_secret_value() if settings.secret_key else data.secret("master"))
+
+
 async def _serve(settings: Settings, servers: Servers, rate_cards: RateCards, began: float) -> None:
     private = servers.nats is not None
     if private and settings.default_roles is None:
@@ -79,6 +86,7 @@ async def _serve(settings: Settings, servers: Servers, rate_cards: RateCards, be
         nats_url=servers.agent_nats_url,
         database_url=servers.database_url,
         rate_cards=rate_cards,
+        vault=_vault(settings, servers.data),
         house=servers if servers.private else None,
     )
     loop = asyncio.get_running_loop()

@@ -31,12 +31,13 @@ from handlers.enforcer.sweep import Applied, sweep
 from handlers.tracker.apply import Applier
 from handlers.tracker.ingest import Ingest
 from handlers.tracker.intake import Intake
+from handlers.vault import Vault
 from schemas.subjects import AGENT_REQUEST_PREFIX, REQUEST_PREFIX, USAGE_STREAM
 from signals import contract
 from signals.budget import CHECK_BUDGET
 from signals.usage import TRACK_USAGE
 from store import budgets as budget_store
-from store import jobs, partitions
+from store import installation, jobs, partitions
 from store.pool import Database, PoolSettings
 
 QUEUE = "q"
@@ -52,6 +53,10 @@ class PrivateServers(Protocol):
     async def renew_nats(self) -> None: ...
 
 
+class WrongKey(RuntimeError):
+    """The database was first used with another secret key."""
+
+
 class TokenManagerAgent(BaseAgent):
     """One agent process; any number of them share a bus and a database."""
 
@@ -62,6 +67,7 @@ class TokenManagerAgent(BaseAgent):
         nats_url: str,
         database_url: str,
         rate_cards: RateCards,
+        vault: Vault,
         house: PrivateServers | None = None,
     ) -> None:
         super().__init__(settings.instance or f"tm-{new_id()[-12:]}")
@@ -76,6 +82,7 @@ class TokenManagerAgent(BaseAgent):
             rate_cards=rate_cards,
             clock=lambda: datetime.now(UTC) + self._ahead,
             new_id=new_id,
+            vault=vault,
             limits=settings.limits,
             instance=self.instance,
         )
@@ -98,6 +105,7 @@ class TokenManagerAgent(BaseAgent):
         for part in opened:
             if isinstance(part, BaseException):
                 raise part
+        await self._same_key()
         requests, bulk = self._clients
         stream_settings = streams.StreamSettings(
             num_replicas=settings.stream_replicas,
@@ -136,6 +144,16 @@ class TokenManagerAgent(BaseAgent):
         await self._serve(requests)
         self._ingest_loop.start()
         self._start_jobs()
+
+    async def _same_key(self) -> None:
+        """An agent with another key would count every user anew and could read no secret: it must not serve."""
+        async with self._database.transaction() as connection:
+            known = await installation.remember(connection, "secret_key", self.services.vault.fingerprint)
+        if known != self.services.vault.fingerprint:
+            raise WrongKey(
+                "this database belongs to agents with another secret key: give them all the same "
+                "TOKEN_MANAGER_SECRET_KEY (with private servers it is master.password in the data folder)"
+            )
 
     async def _connect(self, purpose: str) -> BusClient:
         credentials = self._settings.nats_credentials_file

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from handlers.context import Limits
@@ -28,6 +28,9 @@ class Settings(BaseSettings):
     http_port: int = Field(0, ge=0, le=65535, description="Port of the HTTP side car; 0: a free one, kept")
     http_host: str = Field("127.0.0.1", description="Address of the HTTP side car; it has no login, keep it local")
     http_enabled: bool = Field(True, description="Whether to serve HTTP")
+    secret_key: SecretStr | None = Field(
+        None, min_length=16, description="Seals secrets and user names; unset: made in the data folder"
+    )
     instance: str = Field("", description="Name of this agent; empty: made up")
     default_roles: tuple[str, ...] | None = Field(
         None, description="Roles of users not listed in roles; unset: admin with private servers, else none"

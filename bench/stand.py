@@ -107,6 +107,7 @@ class Stand:
             "TOKEN_MANAGER_WEB_NATS_URL": self.nats.url,
             "TOKEN_MANAGER_DATABASE_URL": self.postgres.url,
             "TOKEN_MANAGER_DEFAULT_ROLES": '["admin"]',
+            "TOKEN_MANAGER_SECRET_KEY": "a key for benchmarks only",
         }
 
     async def agent(self, name: str, *, profile: Path | None = None) -> AgentProcess:

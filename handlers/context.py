@@ -10,6 +10,7 @@ from handlers.cost.resolve import RateCards
 from handlers.enforcer.beliefs import Beliefs
 from handlers.enforcer.catalogue import Catalogue, Catalogues
 from handlers.enforcer.windows import WindowIndex
+from handlers.vault import Vault
 from schemas.errors import SignalError
 from store.pool import Database
 
@@ -45,11 +46,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request, as the server says: never read from a payload."""
+    """Who sent a request, as the server says: never read from a payload. ``teams`` are those a manager manages."""
 
     org: str
     user: str | None
     roles: frozenset[str]
+    teams: frozenset[str] = frozenset()
 
     @property
     def actor(self) -> str:
@@ -83,6 +85,7 @@ class Services:
     rate_cards: RateCards
     clock: Callable[[], datetime]
     new_id: Ids
+    vault: Vault
     limits: Limits = field(default_factory=Limits)
     instance: str = "agent"
     catalogues: Catalogues = field(default_factory=Catalogues)

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 
@@ -11,6 +11,7 @@ from store.pool import Connection
 from store.sql import queries
 
 _SQL = queries("budgets")
+BLOCKING: Final = ("block", "throttle", "downgrade")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,16 +43,18 @@ class BudgetRow:
     counting_since: datetime
     created_at: datetime
     updated_at: datetime
+    gate_id: str | None = None
 
     @property
     def blocking(self) -> bool:
-        """Whether the budget refuses what does not fit."""
-        return self.enforcement == "block"
+        """Whether its windows never hold more than their limit: it refuses whatever does not fit."""
+        return self.enforcement in BLOCKING and self.gate_id is None
 
 
 def _row(record: asyncpg.Record) -> BudgetRow:
     values = dict(record)
     values["budget_id"] = str(values["budget_id"])
+    values["gate_id"] = None if values["gate_id"] is None else str(values["gate_id"])
     for name in ("filters", "override_policy"):
         values[name] = json.loads(values[name])
     for name in ("alert_thresholds", "preferred_models"):
@@ -144,6 +147,7 @@ def _values(row: BudgetRow) -> list[Any]:
         row.counting_since,
         row.created_at,
         row.updated_at,
+        row.gate_id,
     ]
 
 

@@ -32,6 +32,7 @@ class WindowRow:
     high_limit: int | None
     thresholds_fired: tuple[int, ...]
     exceeded_at: datetime | None
+    shadow_denied: int = 0
 
 
 @dataclass(frozen=True, slots=True)

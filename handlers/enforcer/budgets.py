@@ -3,12 +3,10 @@ every agent knows the change (R2).
 """
 
 import re
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Final
 
-import asyncpg
 import msgspec
 
 from handlers.context import Context
@@ -19,9 +17,10 @@ from handlers.enforcer.calendar import bounds, zone
 from handlers.enforcer.catalogue import EVERY
 from handlers.enforcer.ledger import effective_limit, sums_of
 from handlers.enforcer.shown import budget_replies
+from handlers.enforcer.transaction import catalogue_change
 from handlers.events import cloud_event
 from schemas.budget import Budget, BudgetChanged, BudgetList, CreateBudget, ListBudgets, UpdateBudget
-from schemas.errors import conflict, invalid, not_found, unavailable
+from schemas.errors import conflict, invalid, not_found
 from schemas.money import COST_NANOS_MAX, COUNT_MAX, AmountError, parse_cost, parse_count
 from signals import budget as signals
 from signals import route
@@ -29,9 +28,8 @@ from store import budgets as budget_store
 from store import outbox as outbox_store
 from store import windows as window_store
 from store.budgets import BudgetRow
-from store.pool import UNAVAILABLE, Connection
+from store.pool import Connection
 
-T = TypeVar("T")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 # A budget for every entity may have very many windows; the first of them say that there is something to look at.
@@ -55,7 +53,7 @@ async def create_budget(ctx: Context, request: CreateBudget) -> Budget:
             await _tell_backfilled(ctx, connection, row, now)
         return after
 
-    return await _change(ctx, work)
+    return await catalogue_change(ctx, work, taken=("name", "another budget has this name"))
 
 
 async def _tell_backfilled(ctx: Context, connection: Connection, budget: BudgetRow, now: datetime) -> None:
@@ -89,7 +87,7 @@ async def update_budget(ctx: Context, request: UpdateBudget) -> Budget:
         await _tell(ctx, connection, told)
         return after
 
-    return await _change(ctx, work)
+    return await catalogue_change(ctx, work, taken=("name", "another budget has this name"))
 
 
 async def list_budgets(ctx: Context, request: ListBudgets) -> BudgetList:
@@ -115,32 +113,6 @@ def budget_uuid(text: str) -> str:
     if not _UUID.fullmatch(text.lower()):
         raise invalid("is not a budget id (a UUID)", field="budget_id")
     return text.lower()
-
-
-async def _change(ctx: Context, work: Callable[[Connection], Awaitable[T]]) -> T:
-    """Run ``work`` and mark the catalogue as changed in one transaction, alone with the org's budgets."""
-    for _ in range(ctx.services.limits.transaction_attempts_max):
-        try:
-            async with ctx.database.transaction() as connection:
-                await budget_store.lock_exclusive(connection, ctx.org)
-                result = await work(connection)
-                await budget_store.bump(connection, ctx.org)
-        except asyncpg.UniqueViolationError:
-            raise conflict("another budget has this name", field="name") from None
-        except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
-            continue
-        await _published(ctx)
-        return result
-    raise unavailable("the ledger is too busy; nothing has changed, try again")
-
-
-async def _published(ctx: Context) -> None:
-    """After the commit. A reload that fails is made up for by the next decision, which compares versions (R2)."""
-    ctx.services.outbox_ready.set()
-    try:
-        await ctx.services.reload_catalogue(ctx.org)
-    except UNAVAILABLE:
-        pass
 
 
 async def _tell(ctx: Context, connection: Connection, payload: BudgetChanged) -> None:

@@ -4,15 +4,17 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TypeVar
 
-from handlers.context import Services
+import asyncpg
+
+from handlers.context import Context, Services
 from handlers.enforcer.beliefs import Beliefs
 from handlers.enforcer.catalogue import Catalogue, Match
 from handlers.enforcer.ledger import Sums, sums_of
 from handlers.enforcer.windows import StaleCatalogue, open_missing
-from schemas.errors import unavailable
+from schemas.errors import conflict, unavailable
 from store import budgets as budget_store
 from store import windows as window_store
-from store.pool import RETRYABLE, Connection
+from store.pool import RETRYABLE, UNAVAILABLE, Connection
 from store.windows import WindowRow
 
 T = TypeVar("T")
@@ -46,6 +48,41 @@ async def ledger_transaction(services: Services, org: str, work: Work[T]) -> T:
         except RETRYABLE:
             continue
     raise unavailable("the ledger is too busy; nothing has changed, try again")
+
+
+async def catalogue_change(
+    ctx: Context, work: Callable[[Connection], Awaitable[T]], *, taken: tuple[str, str] | None = None
+) -> T:
+    """Run ``work`` and mark the catalogue as changed, in one transaction alone with the org's budgets (R2).
+
+    For every change of what decisions are made from: budgets, overrides, brakes, the directory, settings. Once it is
+    committed the next decision on every agent knows it. ``taken`` is the field and text of the ``conflict`` where a
+    unique name is in use. Raises SignalError ``unavailable`` after ``transaction_attempts_max`` attempts.
+    """
+    for _ in range(ctx.services.limits.transaction_attempts_max):
+        try:
+            async with ctx.database.transaction() as connection:
+                await budget_store.lock_exclusive(connection, ctx.org)
+                await budget_store.bump(connection, ctx.org)
+                result = await work(connection)
+        except asyncpg.UniqueViolationError:
+            if taken is None:
+                raise
+            raise conflict(taken[1], field=taken[0]) from None
+        except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
+            continue
+        await _changed(ctx)
+        return result
+    raise unavailable("the ledger is too busy; nothing has changed, try again")
+
+
+async def _changed(ctx: Context) -> None:
+    """After the commit. A reload that fails is made up for by the next decision, which compares versions (R2)."""
+    ctx.services.outbox_ready.set()
+    try:
+        await ctx.services.reload_catalogue(ctx.org)
+    except UNAVAILABLE:
+        pass
 
 
 async def _create(services: Services, catalogue: Catalogue, wanted: list[tuple[Match, datetime]]) -> None:

@@ -27,9 +27,9 @@ SELECT * FROM budget WHERE org_id = $1 AND budget_id = $2
 -- name: insert
 INSERT INTO budget (org_id, budget_id, version, name, type, entity_id, filters, unit, currency, period, timezone,
     base_limit, overage_percent, enforcement, alert_thresholds, rollover_policy, rollover_percent, override_policy,
-    on_expiry, preferred_models, fallback_model, active, counting_since, created_at, updated_at)
+    on_expiry, preferred_models, fallback_model, active, counting_since, created_at, updated_at, gate_id)
 VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18::text::jsonb,
-    $19, $20, $21, $22, $23, $24, $25)
+    $19, $20, $21, $22, $23, $24, $25, $26)
 
 -- name: update
 UPDATE budget SET version = $3, name = $4, base_limit = $12, overage_percent = $13, enforcement = $14,
@@ -37,7 +37,7 @@ UPDATE budget SET version = $3, name = $4, base_limit = $12, overage_percent = $
     on_expiry = $19, preferred_models = $20, fallback_model = $21, active = $22, updated_at = $25,
     -- The identity of a budget never changes (R4); naming the parameters keeps one list of values for both statements.
     type = $5, entity_id = $6, filters = $7::text::jsonb, unit = $8, currency = $9, period = $10, timezone = $11,
-    counting_since = $23, created_at = $24
+    counting_since = $23, created_at = $24, gate_id = $26
 WHERE org_id = $1 AND budget_id = $2
 
 -- name: listing

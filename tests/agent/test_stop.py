@@ -7,6 +7,7 @@ from agent.actor import TokenManagerAgent
 from agent.embedded import EmbeddedNats
 from agent.settings import Settings
 from handlers.cost.resolve import RateCards
+from tests.support.vault import TEST_VAULT
 
 STARTS = 30
 BOUND_S = 10.0
@@ -22,6 +23,7 @@ async def test_an_agent_ends_at_whatever_moment_it_is_asked(bus: EmbeddedNats, d
             nats_url=bus.agent_url,
             database_url=database_url,
             rate_cards=cards,
+            vault=TEST_VAULT,
         )
         await agent.start()
         for _ in range(number):

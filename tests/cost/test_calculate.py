@@ -15,12 +15,19 @@ from schemas.cost import CalculateCost, GetPricing
 from schemas.errors import SignalError
 from signals.cost import CALCULATE_COST, GET_PRICING
 from store.pool import Database
+from tests.support.vault import TEST_VAULT
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
 # Neither signal touches the database; the clock stands still.
-SERVICES = Services(database=Database("postgresql://unused"), rate_cards=RateCards(), clock=lambda: NOW, new_id=new_id)
+SERVICES = Services(
+    database=Database("postgresql://unused"),
+    rate_cards=RateCards(),
+    clock=lambda: NOW,
+    new_id=new_id,
+    vault=TEST_VAULT,
+)
 CTX = Context(SERVICES, Caller("default", None, frozenset({"viewer"})))
 
 

@@ -23,6 +23,7 @@ from nats.aio.client import Client
 from agent.embedded import DataDir, EmbeddedNats, EmbeddedPostgres
 from agent.embedded.leftover import find_processes
 from tests.support.polling import eventually
+from tests.support.vault import TEST_SECRET
 
 ROOT = Path(__file__).parent.parent.parent
 READY_S = 40.0
@@ -248,6 +249,7 @@ def agent_env(nats_url: str, database_url: str, **more: str) -> dict[str, str]:
         "TOKEN_MANAGER_NATS_URL": nats_url,
         "TOKEN_MANAGER_DATABASE_URL": database_url,
         "TOKEN_MANAGER_DEFAULT_ROLES": '["admin"]',
+        "TOKEN_MANAGER_SECRET_KEY": TEST_SECRET,
         **more,
     }
 

@@ -38,6 +38,7 @@ from store import windows as window_store
 from store.budgets import BudgetRow
 from store.pool import Connection, Database, PoolSettings
 from tests.ledger.oracle import violations
+from tests.support.vault import TEST_VAULT
 
 ORG: Final = "default"
 # A Wednesday noon: no window but the minute's and the hour's ends while a test runs.
@@ -98,6 +99,7 @@ class LedgerAgent:
             rate_cards=RateCards([_test_prices]),
             clock=lambda: self.world.now() + self.skew,
             new_id=_ids,
+            vault=TEST_VAULT,
             limits=self._limits,
             instance=self.name,
         )

@@ -26,6 +26,7 @@ from agent.settings import Settings
 from schemas.subjects import DEAD_LETTER_STREAM, EVENTS_STREAM, USAGE_STREAM, request_subject
 from tests.support.polling import eventually
 from tests.support.services import RATE_CARDS
+from tests.support.vault import TEST_VAULT
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 15.0
@@ -115,7 +116,9 @@ async def forget_streams(agent_url: str) -> None:
 async def running_agent(nats_url: str, database_url: str, **settings: Any) -> AsyncGenerator[TokenManagerAgent]:
     """An agent in this process, drained afterwards. Everybody is admin unless `settings` say otherwise."""
     given: dict[str, Any] = {"default_roles": ("admin",), "outbox_poll_s": 0.2, "drain_timeout_s": 5.0} | settings
-    agent = TokenManagerAgent(Settings(**given), nats_url=nats_url, database_url=database_url, rate_cards=RATE_CARDS)
+    agent = TokenManagerAgent(
+        Settings(**given), nats_url=nats_url, database_url=database_url, rate_cards=RATE_CARDS, vault=TEST_VAULT
+    )
     await agent.start()
     try:
         yield agent

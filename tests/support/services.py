@@ -18,6 +18,7 @@ from handlers.tracker.priced import priced
 from schemas.errors import SignalError, unavailable
 from schemas.usage import UsageEvent
 from store.pool import Database, PoolSettings
+from tests.support.vault import TEST_VAULT
 
 RATE_CARDS = RateCards()
 ORG = "default"
@@ -63,6 +64,7 @@ async def services_for(
             rate_cards=RATE_CARDS,
             clock=lambda: datetime.now(UTC),
             new_id=UuidV7(),
+            vault=TEST_VAULT,
             limits=limits or Limits(),
             instance="test",
             sink=sink or RecordingSink(),
