@@ -21,7 +21,7 @@ BudgetType = Literal[
 ]
 Unit = Literal["cost", "tokens", "requests"]
 Period = Literal["minute", "hourly", "daily", "weekly", "monthly", "yearly", "total"]
-Enforcement = Literal["block", "warn"]
+Enforcement = Literal["block", "throttle", "downgrade", "warn", "shadow"]
 OnExpiry = Literal["release", "settle"]
 OnUnpriced = Literal["reject", "flag"]
 ReservationStatus = Literal["live", "settled", "released", "expired"]
@@ -45,7 +45,7 @@ class CheckBudget(Attribution, frozen=True, kw_only=True, forbid_unknown_fields=
     batch: bool = False
     reserve: bool = True
     ttl_s: Ttl | None = None
-    sizing: Literal["worst"] = "worst"
+    sizing: Literal["worst", "learned"] | None = None
 
 
 class BudgetWindow(Reply, frozen=True, kw_only=True):
@@ -72,19 +72,29 @@ class BudgetWindow(Reply, frozen=True, kw_only=True):
 class DenialReason(Reply, frozen=True, kw_only=True):
     """Why not. Of several budgets that deny, the one that resets last."""
 
-    code: Literal["budget_exceeded", "unpriced", "context_window_exceeded"]
+    code: Literal[
+        "budget_exceeded",
+        "throttled",
+        "unpriced",
+        "context_window_exceeded",
+        "kill_switch",
+        "missing_attribution",
+        "attribution_mismatch",
+        "too_many_entities",
+    ]
     message: str
     budget_id: str | None = None
     budgets: list[str] = []
 
 
 class Alternative(Reply, frozen=True, kw_only=True):
-    """A call that would fit now."""
+    """A call that would fit now. ``kind`` says what differs from the call that was asked for."""
 
     provider: str
     model: str
     max_completion_tokens: int
     estimated_cost: str
+    kind: Literal["smaller", "preferred", "fallback"] = "smaller"
 
 
 class BudgetDecision(Reply, frozen=True, kw_only=True):
@@ -147,6 +157,15 @@ class OverridePolicy(Request, frozen=True, kw_only=True, forbid_unknown_fields=T
     approver_roles: Annotated[list[Name], Meta(max_length=16)] = msgspec.field(default_factory=lambda: ["approver"])
     max_percent: Percent = 50
     max_hours: Annotated[int, Meta(ge=1, le=8784)] = 72
+    auto_approve_percent: Percent = 0
+
+
+class Rate(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The rate at which calls go on once a throttled budget is used up."""
+
+    limit: Amount
+    unit: Unit = "requests"
+    period: Literal["minute", "hourly"] = "minute"
 
 
 class BudgetFilters(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -173,6 +192,7 @@ class CreateBudget(Request, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     currency: Currency = "USD"
     overage_percent: Percent = 0
     enforcement: Enforcement = "block"
+    rate: Rate | None = None
     alert_thresholds: Annotated[list[Annotated[int, Meta(ge=1, le=1000)]], Meta(max_length=20)] = msgspec.field(
         default_factory=lambda: [50, 75, 90, 100]
     )
@@ -220,6 +240,8 @@ class Budget(Reply, frozen=True, kw_only=True):
     overage_percent: int
     enforcement: str
     alert_thresholds: list[int]
+    rate: Rate | None = None
+    gate_id: str | None = None
     rollover: Rollover
     override_policy: OverridePolicy
     on_expiry: str
