@@ -21,6 +21,7 @@ setup: $(STAMP_RUN) ## Create .venv with what running needs
 
 setup-dev: $(STAMP_DEV) ## Create .venv with what testing needs too
 
+run: export TOKEN_MANAGER_DEFAULT_POLICIES_FILE ?= deploy/policies/default.yaml
 run: $(STAMP_RUN) ## Run the agent with its own NATS and PostgreSQL (DATA_DIR=data, ARGS=...)
 	exec $(PY) -m agent --data-dir "$(DATA_DIR)" $(ARGS)
 

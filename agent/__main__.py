@@ -13,10 +13,11 @@ from typing import Any
 
 import uvloop
 
-from agent import console
+from agent import audit_file, console, nats_config
 from agent.actor import TokenManagerAgent, WrongKey
 from agent.bus.client import ConnectFailed
 from agent.bus.streams import StreamConflict, StreamUnavailable
+from agent.default_policies import BadPolicies
 from agent.embedded import DataDir, EmbeddedServerError
 from agent.logs import configure
 from agent.servers import Servers
@@ -35,6 +36,7 @@ EXPLAINED = (
     StreamUnavailable,
     ConnectFailed,
     WrongKey,
+    BadPolicies,
 )
 
 
@@ -42,8 +44,16 @@ def main() -> int:
     """Run what the command line says; the exit status."""
     options = _parse()
     if options.command == "request":
-        return uvloop.run(console.request(options.signal, options.body, data_dir=options.data_dir, url=options.url))
+        return uvloop.run(
+            console.request(options.signal, options.body, data_dir=options.data_dir, url=options.url, user=options.user)
+        )
+    if options.command == "audit export":
+        return uvloop.run(audit_file.export(data_dir=options.data_dir, url=options.url, after_seq=options.after_seq))
+    if options.command == "audit verify":
+        return audit_file.verify(options.file, head=options.head)
     settings = _settings(options)
+    if options.command == "nats-config":
+        return uvloop.run(nats_config.print_config(settings, org=options.org))
     configure(settings.log_level, settings.log_format)
     try:
         uvloop.run(serve(settings))
@@ -125,10 +135,35 @@ def _parse() -> argparse.Namespace:
     request = commands.add_parser("request", help="send one request to a running agent and print the reply")
     request.add_argument("signal", help="for example check_budget")
     request.add_argument("body", nargs="?", default="{}", help="JSON, or - for standard input")
-    request.add_argument("--data-dir", type=Path, default=Path("data"), help="the agent's data folder")
-    request.add_argument("--url", help="the bus, instead of what the data folder says")
+    request.add_argument("--as", dest="user", help="who asks: one of TOKEN_MANAGER_LOCAL_USERS of the running agent")
+    _of_agent(request)
     request.set_defaults(command="request")
+    audit = commands.add_parser("audit", help="export the audit trail, or check an exported file")
+    _add_audit(audit.add_subparsers(required=True))
+    config = commands.add_parser("nats-config", help="print the NATS server's configuration for the known users")
+    config.add_argument("--org", help="only this org's account, to be included in accounts {}")
+    config.add_argument(
+        "--data-dir", type=Path, default=argparse.SUPPRESS, help="of a running agent, unless a database is set"
+    )
+    config.set_defaults(command="nats-config")
     return parser.parse_args()
+
+
+def _add_audit(commands: Any) -> None:
+    export = commands.add_parser("export", help="write the trail to standard output, a line for each entry")
+    export.add_argument("--after-seq", type=int, default=0, help="only what comes after this entry")
+    _of_agent(export)
+    export.set_defaults(command="audit export")
+    verify = commands.add_parser("verify", help="check an exported file, with nothing but the file")
+    verify.add_argument("file", type=Path)
+    verify.add_argument("--head", help="SEQ:HASH that was written down earlier")
+    verify.set_defaults(command="audit verify")
+
+
+def _of_agent(command: argparse.ArgumentParser) -> None:
+    """Where the agent is that a command asks."""
+    command.add_argument("--data-dir", type=Path, default=Path("data"), help="the agent's data folder")
+    command.add_argument("--url", help="the bus, instead of what the data folder says")
 
 
 def _settings(options: argparse.Namespace) -> Settings:

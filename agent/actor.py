@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import logging
+import secrets
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Protocol
 
 from nats import errors as nats_errors
 
+from agent.access import AccessControl
 from agent.backoff import Backoff
 from agent.base import BaseAgent
 from agent.bus import streams
@@ -15,18 +17,24 @@ from agent.bus.client import BusClient, connect
 from agent.bus.service import Service, endpoint_of
 from agent.bus.settings import BusCredentials, BusSettings
 from agent.bus.stored import StoredPublisher
+from agent.default_policies import for_new_orgs
+from agent.deliverer import Deliverer
 from agent.dispatch import BatchRoute, Dispatch, DispatchLimits
-from agent.identity import Identity
 from agent.ids import new_id
 from agent.ingest_loop import IngestLoop
 from agent.relay import Relay
 from agent.routes import ROUTES
+from agent.schedules import Schedules
 from agent.settings import Settings
 from agent.sink import StreamSink
 from agent.version import VERSION
+from handlers.alerts.couriers import Couriers, CourierSettings
+from handlers.alerts.watch import Watch
 from handlers.context import Services
 from handlers.cost.resolve import RateCards
 from handlers.enforcer.admission import Admission
+from handlers.enforcer.overrides import expire_overrides
+from handlers.enforcer.sizing import refresh
 from handlers.enforcer.sweep import Applied, sweep
 from handlers.tracker.apply import Applier
 from handlers.tracker.ingest import Ingest
@@ -38,10 +46,11 @@ from signals.budget import CHECK_BUDGET
 from signals.usage import TRACK_USAGE
 from store import budgets as budget_store
 from store import installation, jobs, partitions
-from store.pool import Database, PoolSettings
+from store.pool import UNAVAILABLE, Database, PoolSettings
 
 QUEUE = "q"
 STATUS_TIMEOUT_S = 2.0
+SECRET_BYTES = 32
 _log = logging.getLogger(__name__)
 
 
@@ -83,9 +92,22 @@ class TokenManagerAgent(BaseAgent):
             clock=lambda: datetime.now(UTC) + self._ahead,
             new_id=new_id,
             vault=vault,
+            new_secret=lambda: secrets.token_urlsafe(SECRET_BYTES),
             limits=settings.limits,
             instance=self.instance,
+            public_url=settings.public_url,
+            couriers=Couriers(
+                CourierSettings(
+                    threads_max=settings.delivery_threads_max,
+                    timeout_s=settings.delivery_timeout_s,
+                    answer_timeout_s=settings.delivery_answer_timeout_s,
+                    allowed_hosts=settings.delivery_allowed_hosts,
+                )
+            ),
         )
+        if settings.default_policies_file is not None:
+            self.services.on_new_org = for_new_orgs(settings.default_policies_file)
+        self._access = AccessControl(settings, self.services, database_url=database_url)
         self._clients: list[BusClient] = []
         self._ahead = timedelta(0)
 
@@ -106,6 +128,7 @@ class TokenManagerAgent(BaseAgent):
             if isinstance(part, BaseException):
                 raise part
         await self._same_key()
+        await asyncio.gather(self._access.directory.open(), self._know_orgs())
         requests, bulk = self._clients
         stream_settings = streams.StreamSettings(
             num_replicas=settings.stream_replicas,
@@ -132,10 +155,17 @@ class TokenManagerAgent(BaseAgent):
             self._database,
             publisher,
             services.outbox_ready,
+            services.identities,
             batch_max=settings.outbox_batch_max,
             poll_s=settings.outbox_poll_s,
             backoff=self._backoff(),
             single_account=self._single,
+        )
+        self._deliverer = Deliverer(
+            services,
+            places=settings.delivery_threads_max,
+            poll_s=settings.delivery_poll_s,
+            backoff=self._backoff(),
         )
         self._admission = Admission(services)
         self._intake = Intake(services, applier)
@@ -154,6 +184,13 @@ class TokenManagerAgent(BaseAgent):
                 "this database belongs to agents with another secret key: give them all the same "
                 "TOKEN_MANAGER_SECRET_KEY (with private servers it is master.password in the data folder)"
             )
+
+    async def _know_orgs(self) -> None:
+        """The settings of every org that has any, so that the first usage that arrives is treated by them."""
+        async with self._database.connection() as connection:
+            orgs = await budget_store.orgs(connection, self._settings.orgs_read_max)
+        for org in orgs:
+            await self.services.reload_catalogue(org)
 
     async def _connect(self, purpose: str) -> BusClient:
         credentials = self._settings.nats_credentials_file
@@ -180,21 +217,37 @@ class TokenManagerAgent(BaseAgent):
         self._dispatch = Dispatch(
             client,
             self.services,
-            Identity(settings.roles_of, single_account=self._single),
+            self._access.identity,
             DispatchLimits(
                 concurrency_max=settings.request_concurrency_max,
                 queue_max=settings.request_queue_max,
                 timeout_s=settings.request_timeout_s,
             ),
         )
+        self._schedules = Schedules(
+            self.services,
+            self._access.access,
+            {route.signal.name: route for route in ROUTES},
+            batch_max=settings.schedule_batch_max,
+            timeout_s=settings.request_timeout_s,
+        )
         await self._dispatch.serve(routes, prefix=prefix, queue=QUEUE, stats=self._service.stats)
         await self._service.start()
         await client.flush()
 
     def _start_jobs(self) -> None:
-        settings = self._settings
+        settings, services = self._settings, self.services
         self._run(self._relay.run(), "outbox")
+        self._run(self._every(settings.identity_interval_s, services.identities.flush, self._backoff()), "names")
+        self._run(self._every(settings.tally_interval_s, self._count, self._backoff()), "counts")
+        self._run(self._deliverer.run(), "deliveries")
+        self._run(self._access.directory.run(), "directory")
+        self._run(self._every(settings.access_tidy_interval_s, self._access.tidy, self._backoff()), "access")
+        self._run(self._every(settings.schedule_interval_s, self._schedules.run_due, self._backoff()), "schedules")
         self._run(self._every(settings.expiry_interval_s, self._expire, self._backoff()), "expiry")
+        self._run(self._every(settings.override_interval_s, self._expire_overrides, self._backoff()), "overrides")
+        self._run(self._every(settings.alert_interval_s, Watch(self.services).run, self._backoff()), "alerts")
+        self._run(self._every(settings.sizing_interval_s, self._refresh_sizing, self._backoff()), "sizing")
         self._run(self._every(settings.partition_interval_s, self._ensure_partitions, self._backoff()), "partitions")
         self._run(self._every(settings.watchdog_interval_s, self._look_after_servers, self._backoff()), "servers")
         for client in self._clients:
@@ -212,6 +265,10 @@ class TokenManagerAgent(BaseAgent):
         else:  # What hangs now may hang for long; nobody has been told that it was done.
             _log.error("%d requests were not answered in time", self._dispatch.open_requests)
         await self._ingest_loop.stop(timeout_s)
+        await self._deliverer.stop(timeout_s)
+        with contextlib.suppress(*UNAVAILABLE):  # A name that is lost is met again.
+            await self.services.identities.flush()
+            await self._count()
         for client in self._clients:
             if client.is_connected:
                 with contextlib.suppress(nats_errors.Error):  # A bus that hangs takes no replies.
@@ -221,6 +278,7 @@ class TokenManagerAgent(BaseAgent):
         for client in self._clients:
             client.listeners.closed.clear()
             await client.close()
+        await self._access.directory.close()
         await self._database.close()
 
     async def _read_clock(self) -> datetime:
@@ -241,6 +299,19 @@ class TokenManagerAgent(BaseAgent):
         expired = await sweep(self.services, applied)
         if expired:
             _log.info("%d reservations expired", expired)
+
+    async def _expire_overrides(self) -> None:
+        """The clock has ended them; this says so."""
+        expired = await expire_overrides(self.services)
+        if expired:
+            _log.info("%d overrides expired", expired)
+
+    async def _count(self) -> None:
+        await self.services.tally.flush(self._database)
+
+    async def _refresh_sizing(self) -> None:
+        """What calls are observed to take, for admission to size them by without asking."""
+        await refresh(self.services)
 
     async def _look_after_servers(self) -> None:
         """Say when the disk is full, and renew a private bus that is there but stores nothing although it could."""
@@ -290,6 +361,8 @@ class TokenManagerAgent(BaseAgent):
                 ("disk", disk is None, disk),
                 ("ingest", self._ingest_loop.problem is None, self._ingest_loop.problem),
                 ("outbox", self._relay.problem is None, self._relay.problem),
+                ("deliveries", self._deliverer.problem is None, self._deliverer.problem),
+                ("directory", self._access.directory.problem is None, self._access.directory.problem),
             ],
             "requests": {
                 name: {"requests": endpoint.stats.num_requests, "errors": endpoint.stats.num_errors}

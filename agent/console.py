@@ -1,13 +1,17 @@
 """What a person at a terminal sees: the greeting with three commands to try, and one request at a time."""
 
+import contextlib
 import json
 import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from nats import errors as nats_errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
+from agent.embedded.nats import secret_of
 from agent.servers import ROOT, Servers
 from schemas.subjects import request_subject
 
@@ -42,35 +46,65 @@ def greet(servers: Servers) -> None:
     sys.stdout.flush()
 
 
-async def request(signal: str, body: str, *, data_dir: Path, url: str | None) -> int:
-    """Send one request and print the reply; the exit status is 1 for an error reply or no reply."""
+async def request(signal: str, body: str, *, data_dir: Path, url: str | None, user: str | None = None) -> int:
+    """Send one request and print the reply; the exit status is 1 for an error reply or no reply.
+
+    ``user`` is a local user of the private NATS server; None: the anonymous one, or whoever ``url`` names.
+    """
     text = sys.stdin.read() if body == "-" else body
-    client = Client()
     try:
-        await client.connect(url or _running(data_dir), connect_timeout=5, max_reconnect_attempts=0)
-        reply = await client.request(request_subject(signal), text.encode(), timeout=TIMEOUT_S)
-    except _Unreachable as error:
-        return _complain(str(error))
-    except nats_errors.NoRespondersError:
-        return _complain(f"nobody answers {request_subject(signal)}")
-    except (nats_errors.Error, OSError, TimeoutError) as error:
-        return _complain(f"no reply: {type(error).__name__} {error}")
-    finally:
-        await client.close()
+        async with asking(data_dir, _as(user, data_dir) if user is not None else url) as ask:
+            reply = await ask(signal, text.encode())
+    except Unanswered as error:
+        return complain(str(error))
     sys.stdout.write(_pretty(reply.data) + "\n")
     return 1 if reply.headers and "Nats-Service-Error-Code" in reply.headers else 0
 
 
-class _Unreachable(Exception):
-    pass
+class Unanswered(Exception):
+    """There is no reply; the text says why, fit for a person."""
+
+
+@contextlib.asynccontextmanager
+async def asking(data_dir: Path, url: str | None) -> AsyncGenerator[Callable[[str, bytes], Awaitable[Msg]]]:
+    """A way to ask the agent at ``url``, or the one that runs on ``data_dir``. Raises Unanswered."""
+    client = Client()
+
+    async def ask(signal: str, body: bytes) -> Msg:
+        try:
+            return await client.request(request_subject(signal), body, timeout=TIMEOUT_S)
+        except nats_errors.NoRespondersError:
+            raise Unanswered(f"nobody answers {request_subject(signal)}") from None
+        except (nats_errors.Error, OSError, TimeoutError) as error:
+            raise Unanswered(f"no reply: {type(error).__name__} {error}") from None
+
+    try:
+        await client.connect(url or _running(data_dir), connect_timeout=5, max_reconnect_attempts=0)
+    except (nats_errors.Error, OSError, TimeoutError) as error:
+        await client.close()
+        raise Unanswered(f"no reply: {type(error).__name__} {error}") from None
+    try:
+        yield ask
+    finally:
+        await client.close()
 
 
 def _running(data_dir: Path) -> str:
     try:
         found: dict[str, Any] = json.loads((data_dir / "runtime.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise _Unreachable(f"no agent runs on {data_dir}: start one with 'make run'") from None
+        raise Unanswered(f"no agent runs on {data_dir}: start one with 'make run'") from None
     return str(found["nats_url"])
+
+
+def _as(user: str, data_dir: Path) -> str:
+    """The URL of a local user of the agent that runs on ``data_dir``."""
+    host = _running(data_dir).partition("://")[2]
+    try:
+        password = (data_dir / f"{secret_of(user)}.password").read_text(encoding="utf-8").strip()
+    except OSError:
+        raise Unanswered(f"'{user}' is not one of TOKEN_MANAGER_LOCAL_USERS of the agent on {data_dir}") from None
+    return f"nats://{user}:{password}@{host}"
 
 
 def _pretty(data: bytes) -> str:
@@ -80,7 +114,8 @@ def _pretty(data: bytes) -> str:
         return data.decode("utf-8", "replace")
 
 
-def _complain(text: str) -> int:
+def complain(text: str) -> int:
+    """Say what went wrong; the exit status for it."""
     sys.stderr.write(text + "\n")
     return 1
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from agent.bus.client import BusClient, DirectSubscription
 from agent.bus.service import EndpointStats
 from agent.bus.wire import header_block
 from agent.identity import Identity
+from agent.signed import Signed
 from handlers.context import Caller, Context, Inbound, Services
 from schemas.codec import Codec, unwrap
 from schemas.errors import STATUS, Error, ErrorReply, SignalError, unavailable
@@ -100,25 +101,48 @@ class Dispatch:
         def receive(subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
             answer = self._answer(reply, stats)
             try:
-                caller = self._authorise(signal, subject, headers)
+                caller, signed = self._identity.caller(subject, headers, data)
+                self._authorise(signal, caller)
             except SignalError as error:
                 answer.fail(error)
                 return
+            if signed is not None:
+                self._admit(self._once(signed, answer, lambda: take(caller, data, answer)), answer)
+            else:
+                take(caller, data, answer)
+
+        def take(caller: Caller, data: bytes, answer: _Answer) -> None:
             if isinstance(route, BatchRoute):
                 _submit(route, Inbound(caller, data, answer.send, answer.fail), answer)
-            elif len(self._tasks) >= self._limits.concurrency_max + self._limits.queue_max:
-                answer.fail(unavailable("too many requests are waiting; try again"))
             else:
-                self._start(self._handle(route, codec, caller, data, answer))
+                self._admit(self._handle(route, codec, caller, data, answer), answer)
 
         return receive
 
-    def _authorise(self, signal: Request[Any, Any], subject: bytes, headers: bytes | None) -> Caller:
-        caller = self._identity.caller(subject, headers)
+    def _authorise(self, signal: Request[Any, Any], caller: Caller) -> None:
         if not signal.allows(caller.roles):
             needed = " or ".join(signal.roles)
             raise SignalError("forbidden", f"{signal.name} needs the role {needed}")
-        return caller
+
+    def _admit(self, work: Coroutine[Any, Any, None], answer: "_Answer") -> None:
+        """Start what answers a request, unless too many are waiting."""
+        if len(self._tasks) >= self._limits.concurrency_max + self._limits.queue_max:
+            work.close()
+            answer.fail(unavailable("too many requests are waiting; try again"))
+        else:
+            self._start(work)
+
+    async def _once(self, signed: Signed, answer: "_Answer", take: Callable[[], None]) -> None:
+        """Take a signed request if no agent has seen its nonce before."""
+        try:
+            async with asyncio.timeout(self._limits.timeout_s):
+                await self._identity.claim(self._services.database, signed)
+        except SignalError as error:
+            answer.fail(error)
+        except Exception as error:  # As for every request: an answer with a code.
+            self._fail(answer, error)
+        else:
+            take()
 
     def _answer(self, reply: bytes, stats: EndpointStats) -> "_Answer":
         self._open += 1
@@ -148,14 +172,23 @@ class Dispatch:
             place = self._places if route.signal.queued else contextlib.nullcontext()
             async with asyncio.timeout(self._limits.timeout_s), place:
                 request = codec.decode(unwrap(data)[0])
-                answer.send(_ENCODE(await route.handler(Context(self._services, caller), request)))
+                reply = await route.handler(Context(self._services, caller), request)
+                answer.send(_ENCODE(reply) if reply.verbatim else await self._named(caller.org, _ENCODE(reply)))
         except SignalError as error:
             answer.fail(error)
         except Exception as error:  # The last line of defence: the caller gets a code, the log the rest.
-            if is_unavailable(error):
-                answer.fail(unavailable("a dependency cannot be reached; try again"))
-            else:
-                answer.fail(SignalError("internal", "the request failed; the log has the correlation id"), error)
+            self._fail(answer, error)
+
+    async def _named(self, org: str, payload: bytes) -> bytes:
+        identities = self._services.identities
+        await identities.learn(org, payload)
+        return identities.named(org, payload)
+
+    def _fail(self, answer: "_Answer", error: Exception) -> None:
+        if is_unavailable(error):
+            answer.fail(unavailable("a dependency cannot be reached; try again"))
+        else:
+            answer.fail(SignalError("internal", "the request failed; the log has the correlation id"), error)
 
 
 def _submit(route: BatchRoute, inbound: Inbound, answer: "_Answer") -> None:

@@ -5,6 +5,7 @@ import logging
 
 from agent.backoff import Backoff
 from agent.bus.stored import PublishFailed, StoredPublisher
+from handlers.identities import Identities
 from handlers.tracker.dead import STREAM_PREFIX
 from schemas.subjects import AGENT_DEAD_LETTER_PREFIX, EVENT_PREFIX, event_subject
 from store import outbox as outbox_store
@@ -22,6 +23,7 @@ class Relay:
         database: Database,
         publisher: StoredPublisher,
         ready: asyncio.Event,
+        identities: Identities,
         *,
         batch_max: int,
         poll_s: float,
@@ -32,6 +34,7 @@ class Relay:
         self._database = database
         self._publisher = publisher
         self._ready = ready
+        self._identities = identities
         self._batch_max = batch_max
         self._poll_s = poll_s
         self._backoff = backoff
@@ -63,6 +66,8 @@ class Relay:
             rows = await outbox_store.take(connection, self._batch_max)
             if not rows:
                 return 0
+            for row in rows:
+                await self._identities.learn(row.org_id, row.payload)
             results = await asyncio.gather(*(self._publish(row) for row in rows), return_exceptions=True)
             failed = [r for r in results if isinstance(r, BaseException)]
             done = [row.outbox_id for row, r in zip(rows, results, strict=True) if not isinstance(r, BaseException)]
@@ -78,7 +83,8 @@ class Relay:
             subject = f"{EVENT_PREFIX}.{row.event}"
         else:
             subject = event_subject(row.org_id, row.event)
-        await self._publisher.publish(subject, row.payload, msg_id=f"o:{row.outbox_id}", timeout_s=self._timeout_s)
+        payload = self._identities.named(row.org_id, row.payload)
+        await self._publisher.publish(subject, payload, msg_id=f"o:{row.outbox_id}", timeout_s=self._timeout_s)
 
     async def _wait(self) -> None:
         try:

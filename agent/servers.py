@@ -39,7 +39,7 @@ class Servers:
         """Start what is not given. Raises EmbeddedServerError with the exact reason."""
         starting: list[asyncio.Task[None]] = []
         if settings.nats_url is None:
-            self.nats = EmbeddedNats(self.data, port=settings.nats_port)
+            self.nats = EmbeddedNats(self.data, port=settings.nats_port, local_users=settings.local_users)
             starting.append(asyncio.create_task(self.nats.start()))
         if settings.database_url is None:
             self.postgres = EmbeddedPostgres(self.data)

@@ -1,13 +1,15 @@
 """Everything that can be set, from environment variables ``TOKEN_MANAGER_*``. Every bound has its unit in its name."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from handlers.context import Limits
 from signals import ROLES
+
+LocalUser = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
 class Settings(BaseSettings):
@@ -25,6 +27,9 @@ class Settings(BaseSettings):
     connect_deadline_s: float = Field(30.0, gt=0, description="How long a start waits for given servers to answer")
     data_dir: Path = Field(Path("data"), description="Where private servers keep their data and runtime.json lies")
     nats_port: int = Field(0, ge=0, le=65535, description="Port of the private NATS server; 0: a free one, kept")
+    local_users: tuple[LocalUser, ...] = Field(
+        (), max_length=100, description='Users of the private NATS server besides the anonymous one: ["erin", "grace"]'
+    )
     http_port: int = Field(0, ge=0, le=65535, description="Port of the HTTP side car; 0: a free one, kept")
     http_host: str = Field("127.0.0.1", description="Address of the HTTP side car; it has no login, keep it local")
     http_enabled: bool = Field(True, description="Whether to serve HTTP")
@@ -48,6 +53,15 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(30.0, gt=0)
     drain_timeout_s: float = Field(20.0, gt=0)
     expiry_interval_s: float = Field(1.0, gt=0)
+    override_interval_s: float = Field(
+        5.0, gt=0, description="How often ended overrides are marked; their effect ends by the clock"
+    )
+    sizing_interval_s: float = Field(
+        2.0, gt=0, description="How often what was learned for reservations is read, for orgs that use it"
+    )
+    orgs_read_max: int = Field(1_000, ge=0, description="Orgs whose settings are read before the agent serves")
+    tally_interval_s: float = Field(5.0, gt=0, description="How often counts of decisions are stored")
+    identity_interval_s: float = Field(1.0, gt=0, description="How often user names that were met are stored")
     partition_interval_s: float = Field(3600.0, gt=0)
     partition_days_ahead: int = Field(7, ge=1, le=60)
     watchdog_interval_s: float = Field(5.0, gt=0)
@@ -57,12 +71,41 @@ class Settings(BaseSettings):
     )
     outbox_batch_max: int = Field(200, ge=1)
     outbox_poll_s: float = Field(1.0, gt=0)
+    public_url: str | None = Field(None, description="Where people reach the dashboard; messages link to it")
+    alert_interval_s: float = Field(
+        2.0, gt=0, description="How often rates and pacing are evaluated and the actions of alerts are run"
+    )
+    delivery_poll_s: float = Field(1.0, gt=0, description="How often to look for alerts that are due to be sent")
+    delivery_threads_max: int = Field(8, ge=2, le=100, description="Messages sent at once")
+    delivery_timeout_s: float = Field(20.0, gt=0, description="One message altogether; the lease must be longer")
+    delivery_answer_timeout_s: float = Field(8.0, gt=0, description="Each answer of a mail server or receiver")
+    delivery_allowed_hosts: tuple[str, ...] = Field(
+        (), description='Hosts and networks besides the public ones that channels may use: ["10.0.0.0/8"], ["*"]: all'
+    )
     retry_wait_s: float = Field(0.2, gt=0, description="First wait after a failure; doubles up to the next setting")
     retry_wait_max_s: float = Field(5.0, gt=0)
     ingest_batch_messages_max: int = Field(256, ge=1)
     ingest_pending_messages_max: int = Field(2000, ge=1)
     ingest_ack_wait_s: int = Field(
         15, ge=3, description="What a dead agent had taken is given to another one after this; a third: how often said"
+    )
+    directory_users_max: int = Field(200_000, ge=1, description="Users of all orgs an agent keeps in memory")
+    directory_keys_max: int = Field(100_000, ge=1, description="API keys an agent keeps in memory")
+    directory_changes_max: int = Field(1_000, ge=1, description="More changes at once: everything is read again")
+    directory_reread_s: float = Field(30.0, gt=0, description="How often users and keys are read as a whole")
+    directory_stale_max_s: float = Field(
+        90.0, gt=0, description="When users and keys were not read for so long, get_status says it; above the former"
+    )
+    signature_window_s: float = Field(30.0, gt=0, description="How far the time of a signed request may be from now")
+    signature_nonces_max: int = Field(100_000, ge=1, description="Signed requests remembered for twice that long")
+    access_tidy_interval_s: float = Field(
+        30.0, gt=0, description="How often the use of API keys is noted and old nonces are removed"
+    )
+    access_tidy_nonces_max: int = Field(10_000, ge=1, description="Old nonces removed each time")
+    schedule_interval_s: float = Field(1.0, gt=0, description="How often schedules that are due are looked for")
+    schedule_batch_max: int = Field(20, ge=1, description="Schedules run each time, one after the other")
+    default_policies_file: Path | None = Field(
+        None, description="YAML policies (docs/policies.md) that a new org begins with; unset: none"
     )
     limits: Limits = Limits()
 

@@ -1,6 +1,7 @@
 """Every change by a person or a policy leaves an entry in the org's audit trail, in the transaction that makes it."""
 
-from typing import Any
+import hashlib
+from typing import Any, Final
 
 import msgspec
 
@@ -11,6 +12,8 @@ from store.audit import AuditRow
 from store.pool import Connection
 
 _ENCODE = msgspec.json.Encoder(order="deterministic").encode
+# Two of these, escaped as text in JSON, still fit a page: an entry must never be too large to be read or exported.
+CHANGE_BYTES_MAX: Final = 150_000
 
 
 async def record(
@@ -28,6 +31,7 @@ async def record(
 
     ``action`` is what was done (``created``, ``updated``, ``deleted``, ``approved``), ``entity`` to what (``budget``);
     ``before`` and ``after`` are structs or plain JSON, None where there is none. Never pass a secret.
+    Of what is larger than ``CHANGE_BYTES_MAX`` as JSON the entry keeps its size and SHA-256.
     """
     seq, previous = await audit_store.lock_head(connection, caller.org)
     at = await budget_store.clock(connection)
@@ -39,8 +43,8 @@ async def record(
         "action": action,
         "entity": entity,
         "entity_id": entity_id,
-        "before": before,
-        "after": after,
+        "before": _bounded(before),
+        "after": _bounded(after),
         "reason": reason,
     }
     content = _ENCODE(entry).decode()
@@ -58,3 +62,10 @@ async def record(
     )
     await audit_store.append(connection, row)
     return row.seq
+
+
+def _bounded(state: object) -> msgspec.Raw:
+    text = _ENCODE(state)
+    if len(text) > CHANGE_BYTES_MAX:
+        text = _ENCODE({"omitted_bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()})
+    return msgspec.Raw(text)

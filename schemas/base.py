@@ -26,6 +26,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """Base of replies and events: they may gain fields."""
 
+    @property
+    def verbatim(self) -> bool:
+        """Whether it reaches the caller as it is stored: with surrogates in the place of user names."""
+        return False
+
 
 class Attribution(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Who and what a call was for. The org is not here: it comes from the subject, never from a payload."""

@@ -23,6 +23,8 @@ Unit = Literal["cost", "tokens", "requests"]
 Period = Literal["minute", "hourly", "daily", "weekly", "monthly", "yearly", "total"]
 Enforcement = Literal["block", "throttle", "downgrade", "warn", "shadow"]
 OnExpiry = Literal["release", "settle"]
+# What a budget does to a call that does not fit now.
+Effect = Literal["blocks", "downgrades", "throttles", "warns", "records", "nothing"]
 OnUnpriced = Literal["reject", "flag"]
 ReservationStatus = Literal["live", "settled", "released", "expired"]
 Ttl = Annotated[int, Meta(ge=1, le=86_400, description="Seconds.")]
@@ -179,7 +181,11 @@ class BudgetFilters(Request, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class CreateBudget(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A limit on cost, tokens or requests for a scope over a period. ``entity_id`` ``*`` gives each entity its own."""
+    """A limit on cost, tokens or requests for a scope over a period. ``entity_id`` ``*`` gives each entity its own.
+
+    ``enforcement`` ``throttle`` over a minute or hourly is a rate itself; over a longer period it needs ``rate``, at
+    which calls go on once the budget is used up. ``reason`` goes to the audit trail.
+    """
 
     name: Name
     type: BudgetType
@@ -203,10 +209,14 @@ class CreateBudget(Request, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     preferred_models: Annotated[list[Name], Meta(max_length=50)] = []
     fallback_model: Name | None = None
     active: bool = True
+    reason: Text | None = None
 
 
 class UpdateBudget(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Change what may change; ``version`` is the one that was read. Identity (R4) is immutable: create anew."""
+    """Change what may change; ``version`` is the one that was read. Identity (R4) is immutable: create anew.
+
+    What is left out stays; ``fallback_model`` null takes it away. ``reason`` goes to the audit trail.
+    """
 
     budget_id: Name
     version: Annotated[int, Meta(ge=1)]
@@ -214,17 +224,31 @@ class UpdateBudget(Request, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     limit: Amount | None = None
     overage_percent: Percent | None = None
     enforcement: Enforcement | None = None
+    rate: Rate | None = None
     alert_thresholds: Annotated[list[Annotated[int, Meta(ge=1, le=1000)]], Meta(max_length=20)] | None = None
     rollover: Rollover | None = None
     override_policy: OverridePolicy | None = None
     on_expiry: OnExpiry | None = None
     preferred_models: Annotated[list[Name], Meta(max_length=50)] | None = None
-    fallback_model: Name | None = None
+    fallback_model: Name | msgspec.UnsetType | None = msgspec.UNSET
     active: bool | None = None
+    reason: Text | None = None
+
+
+class DeleteBudget(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Take a budget away for good; ``version`` is the one that was read. Its history and reservations stay."""
+
+    budget_id: Name
+    version: Annotated[int, Meta(ge=1)]
+    reason: Text | None = None
 
 
 class Budget(Reply, frozen=True, kw_only=True):
-    """A budget as stored, with its present window (null for ``*`` budgets, which have one per entity)."""
+    """A budget as stored, with its present window (null for ``*`` budgets, which have one per entity).
+
+    ``rate`` is how calls go on beyond a throttled limit; it is kept as a budget of its own, whose ``gate_id`` is this
+    one. ``managed`` budgets belong to the org's policies.
+    """
 
     budget_id: str
     version: int
@@ -251,6 +275,8 @@ class Budget(Reply, frozen=True, kw_only=True):
     counting_since: Time
     created_at: Time
     updated_at: Time
+    deleted_at: Time | None = None
+    managed: bool = False
     window: BudgetWindow | None = None
 
 
@@ -263,26 +289,53 @@ class GetBudgetStatus(Attribution, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class AppliedBudget(Reply, frozen=True, kw_only=True):
-    """A budget, one of its windows, and why it applies."""
+    """A budget, one of its windows, why it applies, and what it does to a call that does not fit.
+
+    ``gate_id``: a throttle goes on at the rate of that budget, or is the rate beyond that budget. ``raised`` is by how
+    much overrides raise the limit now.
+    """
 
     budget: Budget
     window: BudgetWindow
     why: str
+    effect: Effect
+    effect_text: str
+    gate_id: str | None = None
+    raised: str = "0"
+
+
+class NotApplied(Reply, frozen=True, kw_only=True):
+    """A budget for this entity that does not apply to this call, and the reason."""
+
+    budget_id: str
+    name: str
+    type: str
+    entity_id: str
+    reason: str
 
 
 class BudgetStatus(Reply, frozen=True, kw_only=True):
-    """The budgets asked for; ``denying`` lists those that would refuse any further call now."""
+    """The budgets asked for: global ones first, then by type, then by name.
+
+    ``denying`` lists those that would refuse any further call now, ``not_applied`` the near misses of an attribution.
+    ``team_id`` is what the directory says where the attribution leaves it out; ``refusal`` is why such a call is
+    denied whatever the budgets say.
+    """
 
     budgets: list[AppliedBudget]
     denying: list[str] = []
+    not_applied: list[NotApplied] = []
+    team_id: str | None = None
+    refusal: DenialReason | None = None
 
 
 class ListBudgets(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Budgets of the org by name."""
+    """Budgets of the org by name; with ``deleted`` also those that were deleted."""
 
     type: BudgetType | None = None
     entity_id: Name | None = None
     active: bool | None = None
+    deleted: bool = False
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
     cursor: Text | None = None
 
@@ -350,7 +403,7 @@ class BudgetThreshold(Reply, frozen=True, kw_only=True):
 class BudgetExceeded(Reply, frozen=True, kw_only=True):
     """Event ``budget.exceeded``: the first denial in a window, or spent at the limit; once per window."""
 
-    cause: Literal["denied", "spent"]
+    cause: Literal["denied", "spent", "shadow"]
     window: BudgetWindow
 
 
@@ -362,9 +415,9 @@ class BudgetOverrun(Reply, frozen=True, kw_only=True):
 
 
 class BudgetChanged(Reply, frozen=True, kw_only=True):
-    """Event ``budget.changed``: a person or policy created or changed a budget."""
+    """Event ``budget.changed``: a person or policy created, changed or deleted a budget."""
 
-    action: Literal["created", "updated"]
+    action: Literal["created", "updated", "deleted"]
     actor: str
     before: Budget | None
     after: Budget

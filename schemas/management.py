@@ -55,6 +55,46 @@ class Part(Reply, frozen=True, kw_only=True):
     detail: str | None = None
 
 
+class DecisionCount(Reply, frozen=True, kw_only=True):
+    """Checks decided one way: ``approved``, or a denial by its code."""
+
+    name: str
+    count: int
+
+
+class NeverSettled(Reply, frozen=True, kw_only=True):
+    """Reservations of one caller (``name``) that expired: nobody said what their calls took."""
+
+    name: str
+    count: int
+    cost: str
+
+
+class OverrunCause(Reply, frozen=True, kw_only=True):
+    """What found no room, over all windows of a unit, and why it was not reserved. ``charges`` counts the times."""
+
+    name: str
+    cause: str
+    unit: str
+    amount: str
+    charges: int
+
+
+class Compliance(Reply, frozen=True, kw_only=True):
+    """How well the org asks first, since a day. Percentages are null where there was nothing to share."""
+
+    since: Time
+    requests: int
+    reserved_requests: int
+    reserved_first_percent: float | None
+    checks: int
+    approved: int
+    within_budget_percent: float | None
+    decisions: list[DecisionCount]
+    never_settled: list[NeverSettled]
+    overrun: list[OverrunCause]
+
+
 class Status(Reply, frozen=True, kw_only=True):
     """Health, version, lag, live reservations, reconciliation results."""
 
@@ -71,6 +111,7 @@ class Status(Reply, frozen=True, kw_only=True):
     requests: dict[str, Any]
     outbox_pending: int | None
     reconciliation: Reconciliation | None = None
+    compliance: Compliance | None = None
 
 
 class Describe(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,6 +1,6 @@
 """Budget signals and events."""
 
-from schemas import budget
+from schemas import budget, policy
 from signals import Event, Request
 
 CHECK_BUDGET = Request(
@@ -69,10 +69,27 @@ UPDATE_BUDGET = Request(
     purpose="Change a budget",
     idempotent=False,
 )
+DELETE_BUDGET = Request(
+    name="delete_budget",
+    request=budget.DeleteBudget,
+    reply=budget.Budget,
+    roles=("manager",),
+    group="budget",
+    purpose="Take a budget away for good; its history stays",
+    idempotent=False,
+)
+APPLY_POLICIES = Request(
+    name="apply_policies",
+    request=policy.ApplyPolicies,
+    reply=policy.AppliedPolicies,
+    roles=("manager",),
+    group="budget",
+    purpose="Make the budgets those of a document, shown as a diff first",
+)
 THRESHOLD = Event(name="budget.threshold", payload=budget.BudgetThreshold, purpose="Spent reached a threshold")
 EXCEEDED = Event(name="budget.exceeded", payload=budget.BudgetExceeded, purpose="A window is full: it denies")
 OVERRUN = Event(name="budget.overrun", payload=budget.BudgetOverrun, purpose="Spending found no room under the limit")
-CHANGED = Event(name="budget.changed", payload=budget.BudgetChanged, purpose="A budget was created or changed")
+CHANGED = Event(name="budget.changed", payload=budget.BudgetChanged, purpose="A budget was created, changed or deleted")
 
 SIGNALS = (
     CHECK_BUDGET,
@@ -83,5 +100,7 @@ SIGNALS = (
     LIST_RESERVATIONS,
     CREATE_BUDGET,
     UPDATE_BUDGET,
+    DELETE_BUDGET,
+    APPLY_POLICIES,
 )
 EVENTS = (THRESHOLD, EXCEEDED, OVERRUN, CHANGED)

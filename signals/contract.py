@@ -17,7 +17,7 @@ from schemas import CONTRACT_VERSION, usage
 from schemas.base import CloudEvent
 from schemas.errors import STATUS, ErrorReply
 from schemas.subjects import USAGE_PREFIX
-from signals import Event, Request, readme
+from signals import Event, Request, matrix, readme
 from signals.registry import EVENTS, REQUESTS
 
 FOLDER: Final = Path(__file__).parent.parent / "docs" / "contract"
@@ -331,10 +331,13 @@ def main(arguments: list[str] | None = None) -> int:
     if not parser.parse_args(arguments).check:
         write()
         readme.write()
+        matrix.write()
         return 0
     found = differences()
     if readme.differs():
         found.append("README.md: the signal tables")
+    if matrix.differs():
+        found.append("docs/access.md: the permission matrix")
     for line in found:
         sys.stderr.write(f"{line}\n")
     if found:

@@ -2,12 +2,46 @@
 
 from typing import Any
 
-from signals import Event, Request, budget, cost, management, usage
+from signals import (
+    Event,
+    Request,
+    access,
+    alert,
+    audit,
+    brake,
+    budget,
+    channel,
+    cost,
+    management,
+    override,
+    privacy,
+    settings,
+    usage,
+)
 
 REQUESTS: tuple[Request[Any, Any], ...] = (
     *usage.SIGNALS,
     *budget.SIGNALS,
+    *override.SIGNALS,
+    *brake.SIGNALS,
     *cost.SIGNALS,
+    *channel.SIGNALS,
+    *alert.SIGNALS,
     *management.SIGNALS,
+    *settings.SIGNALS,
+    *audit.SIGNALS,
+    *privacy.SIGNALS,
+    *access.SIGNALS,
 )
-EVENTS: tuple[Event[Any], ...] = (*usage.EVENTS, *budget.EVENTS, *cost.EVENTS, *management.EVENTS)
+EVENTS: tuple[Event[Any], ...] = (
+    *usage.EVENTS,
+    *budget.EVENTS,
+    *override.EVENTS,
+    *brake.EVENTS,
+    *cost.EVENTS,
+    *channel.EVENTS,
+    *alert.EVENTS,
+    *management.EVENTS,
+    *settings.EVENTS,
+    *access.EVENTS,
+)

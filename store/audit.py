@@ -65,17 +65,23 @@ async def listing(
     start: datetime | None,
     end: datetime | None,
     limit: int,
+    bytes_max: int,
 ) -> list[AuditRow]:
-    """Entries, newest first, before ``before_seq``."""
+    """Entries, newest first, before ``before_seq``; fewer where their contents exceed ``bytes_max``, at least one."""
     records = await connection.fetch(
-        _SQL["listing"], org, before_seq, entity, entity_id, actor, action, start, end, limit
+        _SQL["listing"], org, before_seq, entity, entity_id, actor, action, start, end, limit, bytes_max
     )
     return [_row(record) for record in records]
 
 
-async def chain(connection: Connection, org: str, *, after_seq: int, limit: int) -> list[AuditRow]:
-    """Entries in the order of the chain, after ``after_seq``."""
-    return [_row(record) for record in await connection.fetch(_SQL["chain"], org, after_seq, limit)]
+async def chain(connection: Connection, org: str, *, after_seq: int, limit: int, bytes_max: int) -> list[AuditRow]:
+    """Entries in the order of the chain, after ``after_seq``; bounded as ``listing``."""
+    return [_row(record) for record in await connection.fetch(_SQL["chain"], org, after_seq, limit, bytes_max)]
+
+
+async def hash_at(connection: Connection, org: str, seq: int) -> bytes:
+    """The stored hash of one entry; no bytes where it is not there."""
+    return await connection.fetchval(_SQL["hash_at"], org, seq) or b""
 
 
 def _row(record: Any) -> AuditRow:

@@ -1,6 +1,7 @@
 """Rows of ``budget`` and the catalogue lock. A catalogue is everything of an org that decisions are made from."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -11,7 +12,9 @@ from store.pool import Connection
 from store.sql import queries
 
 _SQL = queries("budgets")
-BLOCKING: Final = ("block", "throttle", "downgrade")
+BLOCKING: Final = ("block", "downgrade")
+# A throttle over one of these periods is the rate itself; over a longer one its rate is a budget of its own.
+RATE_PERIODS: Final = ("minute", "hourly")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +47,17 @@ class BudgetRow:
     created_at: datetime
     updated_at: datetime
     gate_id: str | None = None
+    deleted_at: datetime | None = None
+    managed: bool = False
 
     @property
     def blocking(self) -> bool:
-        """Whether its windows never hold more than their limit: it refuses whatever does not fit."""
+        """Whether its windows never hold more than their limit: it refuses whatever does not fit.
+
+        A throttle over a longer period is only the gate of its rate, and what has a gate binds now and then.
+        """
+        if self.enforcement == "throttle":
+            return self.period in RATE_PERIODS and self.gate_id is None
         return self.enforcement in BLOCKING and self.gate_id is None
 
 
@@ -83,13 +93,18 @@ async def bump(connection: Connection, org: str) -> int:
     return await connection.fetchval(_SQL["bump"], org)
 
 
+async def orgs(connection: Connection, limit: int) -> list[str]:
+    """Orgs that have anything to decide from, those that changed most often first."""
+    return [record["org_id"] for record in await connection.fetch(_SQL["orgs"], limit)]
+
+
 async def clock(connection: Connection) -> datetime:
     """PostgreSQL's clock, the only one that decides (R3)."""
     return await connection.fetchval("SELECT ledger_clock()")
 
 
 async def load(connection: Connection, org: str) -> list[BudgetRow]:
-    """Every budget of the org, inactive ones included."""
+    """Every budget of the org, inactive and deleted ones included."""
     return [_row(record) for record in await connection.fetch(_SQL["load"], org)]
 
 
@@ -148,6 +163,8 @@ def _values(row: BudgetRow) -> list[Any]:
         row.created_at,
         row.updated_at,
         row.gate_id,
+        row.deleted_at,
+        row.managed,
     ]
 
 
@@ -156,11 +173,27 @@ async def listing(
     org: str,
     *,
     type_: str | None,
-    entity_id: str | None,
+    entity_ids: Sequence[str] | None,
     active: bool | None,
-    after_name: str,
+    deleted: bool,
+    after: tuple[str, str],
     limit: int,
 ) -> list[BudgetRow]:
-    """Budgets by name after ``after_name``."""
-    records = await connection.fetch(_SQL["listing"], org, type_, entity_id, active, after_name, limit)
+    """Budgets by name and id, after that name and id; with ``deleted`` also those that were deleted."""
+    records = await connection.fetch(_SQL["listing"], org, type_, entity_ids, active, deleted, *after, limit)
     return [_row(record) for record in records]
+
+
+async def rates_of(connection: Connection, org: str, budget_ids: Sequence[str]) -> list[BudgetRow]:
+    """The budgets whose gate is one of these, deleted ones included, oldest first."""
+    return [_row(record) for record in await connection.fetch(_SQL["rates_of"], org, budget_ids)]
+
+
+async def managed(connection: Connection, org: str) -> list[BudgetRow]:
+    """The budgets of the org's policies that are not deleted, with their rates, by name."""
+    return [_row(record) for record in await connection.fetch(_SQL["managed"], org)]
+
+
+async def named(connection: Connection, org: str, names: Sequence[str]) -> list[BudgetRow]:
+    """The budgets with these names that are not deleted."""
+    return [_row(record) for record in await connection.fetch(_SQL["named"], org, names)]

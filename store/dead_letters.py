@@ -80,3 +80,16 @@ async def mark_retried(connection: Connection, org: str, dead_letter_id: str) ->
 async def count_open(connection: Connection, org: str) -> int:
     """How many are open."""
     return await connection.fetchval(_SQL["count_open"], org)
+
+
+async def naming(
+    connection: Connection, org: str, name: str, *, after: str | None, limit: int
+) -> list[tuple[str, bytes]]:
+    """Ids and payloads of dead letters in which ``name`` occurs, locked, by id."""
+    records = await connection.fetch(_SQL["naming"], org, name.encode(), after, limit)
+    return [(str(record["dead_letter_id"]), record["payload"]) for record in records]
+
+
+async def replace_payload(connection: Connection, org: str, dead_letter_id: str, payload: bytes) -> None:
+    """Put another payload in the place of what was sent."""
+    await connection.execute(_SQL["replace_payload"], org, dead_letter_id, payload)

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime
 
-from store.pool import Database
+from store.pool import Connection, Database
 from store.sql import queries
 
 _SQL = queries("jobs")
@@ -18,9 +18,34 @@ async def once_a_day(
     """
     planned_at = datetime(day.year, day.month, day.day, tzinfo=UTC)
     async with database.transaction() as connection:
-        await connection.execute(_SQL["plan"], job, planned_at, instance)
-        if await connection.fetchval(_SQL["lock"], job, planned_at) is None:
+        await plan(connection, job, planned_at, instance)
+        if not await lock(connection, job, planned_at):
             return False
         result = await work()
-        await connection.execute(_SQL["finish"], job, planned_at, instance, result)
+        await finish(connection, job, planned_at, instance, result)
     return True
+
+
+async def plan(connection: Connection, job: str, planned_at: datetime, instance: str) -> None:
+    """Make the row of one planned time, unless there is one. Waits for a transaction that is making it."""
+    await connection.execute(_SQL["plan"], job, planned_at, instance)
+
+
+async def lock(connection: Connection, job: str, planned_at: datetime) -> bool:
+    """Whether this transaction may run a planned job: nobody has finished it or is running it. Does not wait."""
+    return await connection.fetchval(_SQL["lock"], job, planned_at) is not None
+
+
+async def is_finished(connection: Connection, job: str, planned_at: datetime) -> bool:
+    """Whether a planned job was run."""
+    return bool(await connection.fetchval(_SQL["is_finished"], job, planned_at))
+
+
+async def forget(connection: Connection, job: str, before: datetime) -> None:
+    """Remove the runs of a job that were planned before."""
+    await connection.execute(_SQL["forget"], job, before)
+
+
+async def finish(connection: Connection, job: str, planned_at: datetime, instance: str, result: str) -> None:
+    """Note that a locked job was run; the transaction makes it true."""
+    await connection.execute(_SQL["finish"], job, planned_at, instance, result)

@@ -34,6 +34,9 @@ class ReservationRow:
     window_ids: list[int]
     held: list[int]
     caller: str | None
+    # What earlier parts of the call took (final: false); None: not known.
+    used_cost: int | None = 0
+    used_tokens: int | None = 0
 
 
 def _row(record: Any) -> ReservationRow:
@@ -197,9 +200,17 @@ async def settle_presumed(connection: Connection, org: str, ids: Sequence[str]) 
     await connection.execute(_SQL["settle_presumed"], org, ids)
 
 
-async def write_held(connection: Connection, org: str, *, ids: Sequence[str], held: Sequence[Sequence[int]]) -> None:
-    """Replace what live reservations hold."""
-    await connection.execute(_SQL["write_held"], org, ids, [_array(amounts) for amounts in held])
+async def write_held(
+    connection: Connection,
+    org: str,
+    *,
+    ids: Sequence[str],
+    held: Sequence[Sequence[int]],
+    used: Sequence[tuple[int | None, int | None]],
+) -> None:
+    """Replace what live reservations hold, and what parts of their calls used so far (nanos, tokens)."""
+    costs, tokens = [cost for cost, _ in used], [count for _, count in used]
+    await connection.execute(_SQL["write_held"], org, ids, [_array(amounts) for amounts in held], costs, tokens)
 
 
 async def extend(

@@ -1,7 +1,7 @@
 """Rows of ``budget_window``: one period of one budget for one entity."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -37,13 +37,16 @@ class WindowRow:
 
 @dataclass(frozen=True, slots=True)
 class NewWindow:
-    """A window to create for one entity, with what was spent in it before."""
+    """A window to create; ``backfilled`` is what was spent in it before its budget existed."""
 
+    budget_id: str
     entity_id: str
+    starts_at: datetime
+    ends_at: datetime | None
     carry: int
     high_limit: int | None
-    spent: int
-    overrun: int
+    backfilled: int = 0
+    overrun: int = 0
 
 
 def _row(record: Any) -> WindowRow:
@@ -106,6 +109,11 @@ async def mark_exceeded(connection: Connection, org: str, window_ids: Sequence[i
     return [r["window_id"] for r in await connection.fetch(_SQL["mark_exceeded"], org, window_ids)]
 
 
+async def add_shadow_denied(connection: Connection, org: str, counts: Mapping[int, int]) -> None:
+    """Count what locked windows in shadow enforcement would have denied."""
+    await connection.execute(_SQL["add_shadow_denied"], org, list(counts), list(counts.values()))
+
+
 async def find(
     connection: Connection, org: str, keys: Sequence[tuple[str, str, datetime]]
 ) -> dict[tuple[str, str, datetime], WindowRow]:
@@ -118,30 +126,32 @@ async def find(
 
 
 async def latest_before(
-    connection: Connection, org: str, budget_id: str, entity_id: str, starts_at: datetime
+    connection: Connection, org: str, budget_id: str, entity_id: str, starts_at: datetime, *, lock: bool = True
 ) -> WindowRow | None:
-    """The newest window of a budget and entity before ``starts_at``, locked."""
-    record = await connection.fetchrow(_SQL["latest_before"], org, budget_id, entity_id, starts_at)
+    """The newest window of a budget and entity before ``starts_at``, locked unless it is only looked at."""
+    sql = _SQL["latest_before" if lock else "seen_before"]
+    record = await connection.fetchrow(sql, org, budget_id, entity_id, starts_at)
     return _row(record) if record else None
 
 
-async def create(
-    connection: Connection,
-    org: str,
-    *,
-    budget_id: str,
-    entity_id: str,
-    starts_at: datetime,
-    ends_at: datetime | None,
-    carry: int,
-    high_limit: int | None,
-    backfilled: int = 0,
-    overrun: int = 0,
-) -> None:
-    """Create a window unless it exists: whoever comes first decides its carry."""
-    await connection.execute(
-        _SQL["create"], org, budget_id, entity_id, starts_at, ends_at, carry, high_limit, backfilled, overrun
-    )
+async def create(connection: Connection, org: str, windows: Sequence[NewWindow]) -> None:
+    """Create windows, in one statement; one that exists stays as it is: whoever comes first decides its carry."""
+    columns = zip(*(astuple(window) for window in windows), strict=True)
+    await connection.execute(_SQL["create"], org, *map(list, columns))
+
+
+async def known_entities(connection: Connection, org: str, pairs: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Those of the (budget, entity) pairs that have a window of any time."""
+    records = await connection.fetch(_SQL["known_entities"], org, [p[0] for p in pairs], [p[1] for p in pairs])
+    return {(str(record["budget_id"]), record["entity_id"]) for record in records}
+
+
+async def take_new_entities(connection: Connection, org: str, count: int, most: int) -> int:
+    """Count ``count`` new entities in this hour, as far as ``most`` allows; returns how many were."""
+    before = await connection.fetchval(_SQL["lock_new_entities"], org)
+    room = max(0, min(count, most - before))
+    await connection.execute(_SQL["add_new_entities"], org, room)
+    return room
 
 
 async def of_budget(connection: Connection, org: str, budget_id: str, at: datetime, limit: int) -> list[WindowRow]:
@@ -185,19 +195,3 @@ async def charged(
         *[patterns.get(name) for name in FILTER_FIELDS],
     )
     return [Charged(*record) for record in records]
-
-
-async def create_backfilled(
-    connection: Connection,
-    budget: BudgetRow,
-    *,
-    starts_at: datetime,
-    ends_at: datetime | None,
-    windows: Sequence[NewWindow],
-) -> None:
-    """Create windows of one period with what was spent in them before the budget existed."""
-    rows = [
-        (budget.org_id, budget.budget_id, w.entity_id, starts_at, ends_at, w.carry, w.high_limit, w.spent, w.overrun)
-        for w in windows
-    ]
-    await connection.executemany(_SQL["create"], rows)

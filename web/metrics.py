@@ -10,6 +10,8 @@ from prometheus_client.registry import Collector
 
 PREFIX = "token_manager"
 LABEL_FIELDS = ("name", "id", "subject", "stream", "job")
+# Decimal strings on the wire; Prometheus knows nothing but floats.
+AMOUNT_FIELDS = ("amount", "cost")
 DEPTH_MAX = 8
 SAMPLES_MAX = 2_000
 
@@ -44,6 +46,8 @@ def walk(value: object, *, name: str, item: str = "", depth: int = 0) -> Iterato
         yield name, item, float(value)
     elif isinstance(value, dict):
         for key, below in cast("dict[str, object]", value).items():
+            if key in AMOUNT_FIELDS and isinstance(below, str):
+                yield f"{name}_{metric_name(key)}", item, float(below)
             yield from walk(below, name=f"{name}_{metric_name(key)}", item=item, depth=depth + 1)
     elif isinstance(value, list):
         for entry in cast("list[object]", value):

@@ -86,15 +86,24 @@ class EmbeddedNats:
     """A nats-server in `data.path/nats`.
 
     `port` 0 takes a free port that stays the same over restarts of the folder. `extra_accounts` adds tenants besides
-    `default`; reach their users with `url_for`.
+    `default`; reach their users with `url_for`. `local_users` join the anonymous one in `default`, each with a password
+    in the data folder.
     """
 
     name = "nats-server"
 
-    def __init__(self, data: DataDir, *, port: int = 0, extra_accounts: tuple[AccountSpec, ...] = ()) -> None:
+    def __init__(
+        self,
+        data: DataDir,
+        *,
+        port: int = 0,
+        extra_accounts: tuple[AccountSpec, ...] = (),
+        local_users: tuple[str, ...] = (),
+    ) -> None:
         self._data = data
         self._requested_port = port
         self._extra_accounts = extra_accounts
+        self._local_users = local_users
         self._port: int | None = None
         self._process: ManagedProcess | None = None
 
@@ -183,7 +192,9 @@ class EmbeddedNats:
         return self._process
 
     def _config(self, *, server_name: str, store: Path) -> str:
-        local = AccountSpec(name="default", users=(UserSpec(name="local", password="local"),))  # noqa: S106 - anonymous anyway
+        anonymous = UserSpec(name="local", password="local")  # noqa: S106 - no password is asked for
+        named = [UserSpec(name=name, password=self._data.secret(secret_of(name))) for name in self._local_users]
+        local = AccountSpec(name="default", users=(anonymous, *named))
         return CONFIG.substitute(
             port=self.port,
             server_name=server_name,
@@ -236,6 +247,11 @@ async def _check_banner(reader: asyncio.StreamReader, *, server_name: str | None
     found = cast("dict[str, object]", json.loads(banner[5:])).get("server_name")
     if server_name is not None and found != server_name:
         raise EmbeddedServerError(f"port {port} is taken by another NATS server ({found!r})")
+
+
+def secret_of(user: str) -> str:
+    """What the password of a local user is called in the data folder."""
+    return f"nats-user-{user}"
 
 
 def _tenant(account: AccountSpec) -> str:

@@ -7,6 +7,7 @@ daily windows stay right. Reads no clock.
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 
 from handlers.cost.bundled import BundledPrices
 from handlers.cost.layer import ALWAYS, Answer, Layer, PriceQuery
@@ -18,6 +19,12 @@ CACHED_NAMES_MAX = 4096
 ANSWERS_PER_NAME_MAX = 8
 
 Key = tuple[str, str, str | None, bool]
+
+
+@lru_cache(maxsize=CACHED_NAMES_MAX)
+def provider_key(provider: str) -> str:
+    """One spelling of a provider's name: what prices it, limits it and stops it must be the same."""
+    return provider.strip().lower()
 
 
 class RateCards:
@@ -63,7 +70,7 @@ class RateCards:
         tier = (service_tier or "").strip().lower()
         if tier == "batch":
             tier, batch = "", True
-        query = PriceQuery(provider.strip().lower(), model.strip(), tier, batch, at)
+        query = PriceQuery(provider_key(provider), model.strip(), tier, batch, at)
         if not query.provider or not query.model or max(map(len, query[:3])) > ID_CHARS_MAX:
             return Answer(None)
         validity = ALWAYS

@@ -7,29 +7,30 @@ commit, reply. Several agents need no coordination beyond these locks.
 import asyncio
 import hashlib
 import logging
+import math
 from collections import deque
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 
 from handlers.context import Inbound, Services
-from handlers.enforcer.answers import window_reply
+from handlers.enforcer.alerts import Refusal, tell_refusals
+from handlers.enforcer.answers import denial
+from handlers.enforcer.catalogue import Catalogue
 from handlers.enforcer.decide import Check, Desk, Outcome, decide
 from handlers.enforcer.estimate import estimate
-from handlers.enforcer.ledger import Sums, effective_limit
-from handlers.enforcer.plan import Planner, call_key
+from handlers.enforcer.ledger import Sums
+from handlers.enforcer.plan import USER, Planner, Targets, call_key
 from handlers.enforcer.repeats import Repeats
-from handlers.enforcer.windows import StaleCatalogue, WindowRef, open_missing
-from handlers.events import cloud_event
-from schemas.budget import BudgetExceeded, CheckBudget
+from handlers.enforcer.sizing import learn
+from handlers.enforcer.tally import APPROVED
+from handlers.enforcer.windows import StaleCatalogue, open_missing
+from schemas.budget import CheckBudget, DenialReason
 from schemas.codec import Codec, unwrap
 from schemas.errors import SignalError, invalid, unavailable
-from signals import budget as budget_signals
 from store import budgets as budget_store
-from store import outbox as outbox_store
 from store import reservations as reservation_store
 from store import windows as window_store
-from store.budgets import BudgetRow
 from store.pool import RETRYABLE, UNAVAILABLE, Connection, is_unavailable
 from store.windows import Opened
 
@@ -37,9 +38,6 @@ _log = logging.getLogger(__name__)
 _CODEC = Codec(CheckBudget)
 # The same body in another order of keys is the same body.
 _PACK = msgspec.msgpack.Encoder(order="deterministic").encode
-
-
-Targets = dict[int, tuple[BudgetRow, WindowRef]]
 
 
 class _TryAgain(Exception):
@@ -201,31 +199,57 @@ class OrgAdmission:
         services = self._services
         catalogue = await services.reload_catalogue(self._org)
         if self._planner is None or self._planner.catalogue.version != catalogue.version:
-            self._planner = Planner(catalogue, services.index(self._org), services.limits.match_cache_max)
+            self._planner = Planner(
+                catalogue,
+                services.index(self._org),
+                services.limits.match_cache_max,
+                others_max=services.limits.offers_max,
+            )
         return self._planner
 
     async def _attempt(self, checks: list[Check], *, careful: bool) -> None:
         planner = self._planner or await self._reload()
+        self._hide_names(planner, checks)
         for check in checks:
             check.plan = planner.plan(check.key)
+        learn(checks, self._org, planner.catalogue.org_settings.sizing, self._services.sizing)
         await self._open_windows(planner, checks)
+        if not checks:
+            return
         if not careful and await self._decide_by_belief(planner, checks):
             return
         async with self._services.database.connection() as connection:
             transaction = connection.transaction()
             await transaction.start()
             try:
-                answers, changed = await self._transact(connection, planner, checks, careful=careful)
+                answers, changed, decided = await self._transact(connection, planner, checks, careful=careful)
             except BaseException:
                 await _undo(transaction)
                 raise
             # A batch that changed nothing is not worth a disk flush.
             await (transaction.commit() if changed else transaction.rollback())
+        for code, count in decided.items():
+            self._services.tally.add(self._org, code, count)
         for check, answer in zip(checks, answers, strict=True):
             if isinstance(answer, SignalError):
                 check.inbound.fail(answer)
             else:
-                check.inbound.answer(answer)
+                check.answer(answer)
+
+    def _hide_names(self, planner: Planner, checks: list[Check]) -> None:
+        """Put surrogates into the keys of calls that name a user; a name that the org refuses fails its check."""
+        policy = planner.catalogue.org_settings.user_names
+        for check in [c for c in checks if c.key[USER] is not None and c.key[USER] == c.request.user_id]:
+            assert check.request.user_id is not None
+            try:
+                user = self._services.identities.key_of(self._org, check.request.user_id, policy)
+            except SignalError as error:
+                checks.remove(check)
+                check.inbound.fail(error)
+                continue
+            if user != check.request.user_id:
+                check.key = (*check.key[:USER], user, *check.key[USER + 1 :])
+                check.hidden = (user.encode(), msgspec.json.encode(check.request.user_id)[1:-1])
 
     async def _decide_by_belief(self, planner: Planner, checks: list[Check]) -> bool:
         """One round trip instead of four where everything fits: False, and nothing has happened, where it takes a look.
@@ -235,12 +259,12 @@ class OrgAdmission:
         """
         services, beliefs = self._services, self._services.beliefs(self._org)
         targets = _targets(checks)
-        budgets = {window_id: budget for window_id, (budget, _) in targets.items()}
-        found = beliefs.premises([check.plan for check in checks], planner.catalogue.version, budgets)
+        at = services.clock() + self._ahead
+        found = beliefs.premises([check.plan for check in checks], planner.catalogue, targets, at)
         if found is None:
             return False
         premises, sums, carries = found
-        desk = Desk(sums, services.clock() + self._ahead, self._on_unpriced(planner))
+        desk = self._desk(planner, sums, at)
         outcome = decide(checks, desk)
         if not _all_reserved(checks, outcome):
             return False
@@ -258,17 +282,28 @@ class OrgAdmission:
             beliefs.forget(premises.window_ids)
             return False
         beliefs.proved()
+        services.tally.add(self._org, APPROVED, len(checks))
         self._ahead = decided_at - services.clock()
         desk.now = decided_at
         for check, reply in zip(checks, outcome.replies(desk), strict=True):
-            check.inbound.answer(reply)
+            check.answer(reply)
         return True
 
-    def _on_unpriced(self, planner: Planner) -> str:
-        return str(planner.catalogue.settings.get("on_unpriced", self._services.limits.on_unpriced))
+    def _desk(self, planner: Planner, sums: dict[int, Sums], now: datetime) -> Desk:
+        catalogue, services = planner.catalogue, self._services
+        return Desk(
+            sums,
+            now,
+            on_unpriced=str(catalogue.settings.get("on_unpriced", services.limits.on_unpriced)),
+            pressure_percent=catalogue.org_settings.pressure_percent,
+            cards=services.rate_cards,
+        )
 
     async def _open_windows(self, planner: Planner, checks: list[Check]) -> None:
-        """Point every plan at the windows of now, creating those that are missing."""
+        """Point every plan at the windows of now, creating those that are missing.
+
+        A check that would open one new entity too many is denied here, and leaves ``checks`` (R16).
+        """
         services = self._services
         at = services.clock() + self._ahead
         if not any(planner.resolve(check.plan, at) for check in checks):
@@ -279,28 +314,51 @@ class OrgAdmission:
         self._ahead = at - services.clock()
         missing = [(m, at) for check in checks for m in planner.resolve(check.plan, at)]
         if missing:
-            await open_missing(services.database, planner.catalogue, services.index(self._org), missing)
-            for check in checks:
-                planner.resolve(check.plan, at)
+            rows = await open_missing(
+                services.database,
+                planner.catalogue,
+                services.index(self._org),
+                missing,
+                new_entities_max=planner.catalogue.org_settings.entity_windows_per_hour_max,
+            )
+            services.beliefs(self._org).learn(rows)
+            opened = {(row.budget_id, row.entity_id) for row in rows}
+            self._refuse_new_entities(planner, checks, at, opened)
+
+    def _refuse_new_entities(
+        self, planner: Planner, checks: list[Check], at: datetime, opened: set[tuple[str, str]]
+    ) -> None:
+        """Deny the checks whose windows were not opened. Raises _TryAgain where one was, and is forgotten already."""
+        beyond: list[Check] = []
+        for check in checks:
+            missing = {(m.budget.budget_id, m.entity_id) for m in planner.resolve(check.plan, at)}
+            if missing & opened:
+                raise _TryAgain
+            if missing:
+                beyond.append(check)
+        for check in beyond:
+            checks.remove(check)
+            check.answer(_too_many_entities(check, at))
+            self._services.tally.add(self._org, "too_many_entities")
 
     async def _transact(
         self, connection: Connection, planner: Planner, checks: list[Check], *, careful: bool
-    ) -> tuple[list[bytes | SignalError], bool]:
+    ) -> tuple[list[bytes | SignalError], bool, dict[str, int]]:
         repeats = Repeats.none()
         if careful:
             repeats = await Repeats.look(connection, planner.catalogue, checks)
-        window_ids = sorted({ref.window_id for check in checks for ref in check.plan.refs})
+        window_ids = sorted(_targets(checks))
         opened = await window_store.open_admission(connection, self._org, planner.catalogue.version, window_ids)
         self._ahead = opened.decided_at - self._services.clock()
         if opened.version != planner.catalogue.version or len(opened.window_ids) != len(window_ids):
             raise StaleCatalogue
-        if window_ids != sorted({ref.window_id for check in checks for ref in check.plan.refs}):
+        if window_ids != sorted(_targets(checks)):
             raise _TryAgain  # Another batch pointed the plans at later windows meanwhile.
         fresh = [check for check in checks if check.request_id not in repeats.answered]
         if not all(check.plan.current(opened.decided_at) for check in fresh):
             raise _TryAgain
         targets = _targets(checks)
-        desk = Desk(_sums(opened, targets), opened.decided_at, self._on_unpriced(planner))
+        desk = self._desk(planner, _sums(opened, targets, planner.catalogue), opened.decided_at)
         outcome = decide(fresh, desk)
         if not careful:
             await self._look_for_repeats(connection, fresh, outcome)
@@ -315,7 +373,8 @@ class OrgAdmission:
         self._services.beliefs(self._org).put((desk.sums[window_id], carry) for window_id, carry in carries)
         answers = {check.request_id: reply for check, reply in zip(fresh, replies, strict=True)}
         again = repeats.answers(desk)
-        return [again.get(check.request_id) or answers[check.request_id] for check in checks], changed
+        decided = {APPROVED: len(fresh) - outcome.denials.total(), **outcome.denials}
+        return [again.get(check.request_id) or answers[check.request_id] for check in checks], changed, decided
 
     async def _look_for_repeats(self, connection: Connection, checks: list[Check], outcome: Outcome) -> None:
         """A reservation finds its own repeat by the unique index; others must look, since a live answer stands (R5)."""
@@ -344,39 +403,55 @@ class OrgAdmission:
                 high_limits=[desk.sums[w].high_limit for w in touched],
                 new=outcome.new,
             )
+        if outcome.shadow_denied:
+            await window_store.add_shadow_denied(connection, self._org, outcome.shadow_denied)
         told = await self._tell_exceeded(connection, targets, desk, outcome)
-        return bool(outcome.new.ids) or told
+        return bool(outcome.new.ids or outcome.shadow_denied) or told
 
     async def _tell_exceeded(self, connection: Connection, targets: Targets, desk: Desk, outcome: Outcome) -> bool:
         """The first denial of a window is an event; later ones are not."""
-        candidates = sorted(w for w in outcome.denied_windows if not desk.sums[w].exceeded)
+        full = outcome.denied_windows | outcome.shadow_denied.keys()
+        candidates = sorted(w for w in full if not desk.sums[w].exceeded)
         if not candidates:
             return False
-        news = set(await window_store.mark_exceeded(connection, self._org, candidates))
-        events: list[tuple[str, bytes]] = []
-        for window_id in sorted(news):
-            budget, ref = targets[window_id]
-            payload = BudgetExceeded(cause="denied", window=window_reply(budget, ref, desk.sums[window_id]))
-            event = cloud_event(self._services, self._org, budget_signals.EXCEEDED, payload, subject=budget.budget_id)
-            events.append(event)
-        await outbox_store.add(connection, self._org, events)
+        refusals = [
+            Refusal(*targets[w], desk.sums[w], "denied" if w in outcome.denied_windows else "shadow")
+            for w in candidates
+        ]
+        news = await tell_refusals(self._services, connection, self._org, refusals)
         self._services.outbox_ready.set()
-        return bool(news)
+        return news
 
 
 def _all_reserved(checks: list[Check], outcome: Outcome) -> bool:
     """Whether every call is approved and set aside: a denial is looked at first, and a question writes nothing."""
-    return all(check.request.reserve for check in checks) and not any(isinstance(d, bytes) for d in outcome.decisions)
+    return (
+        all(check.request.reserve for check in checks)
+        and not any(isinstance(d, bytes) for d in outcome.decisions)
+        and not outcome.shadow_denied
+    )
+
+
+def _too_many_entities(check: Check, now: datetime) -> bytes:
+    next_hour = now.replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
+    text = "too many entities were new to this org's budgets within the hour; entity_windows_per_hour_max bounds them"
+    return denial(
+        request_id=check.request_id,
+        cost=check.estimate.cost,
+        budgets=[],
+        warnings=check.estimate.warnings,
+        reason=DenialReason(code="too_many_entities", message=text),
+        retry_after_s=max(1, math.ceil((next_hour - now).total_seconds())),
+        alternatives=[],
+    )
 
 
 def _targets(checks: list[Check]) -> Targets:
-    """Budget and bounds of every window of a batch, from its plans: no cache has to remember them meanwhile."""
-    plans = {id(check.plan): check.plan for check in checks}.values()
-    return {
-        ref.window_id: (match.budget, ref)
-        for plan in plans
-        for match, ref in zip(plan.matches, plan.refs, strict=False)
-    }
+    """Budget and bounds of every window a batch looks at, from its plans: no cache has to remember them meanwhile."""
+    found: Targets = {}
+    for plan in {id(check.plan): check.plan for check in checks}.values():
+        found |= plan.looked_at
+    return found
 
 
 def _body_hash(request: CheckBudget) -> bytes:
@@ -388,11 +463,13 @@ def _body_hash(request: CheckBudget) -> bytes:
         raise invalid(text, field="messages") from None
 
 
-def _sums(opened: Opened, targets: Targets) -> dict[int, Sums]:
+def _sums(opened: Opened, targets: Targets, catalogue: Catalogue) -> dict[int, Sums]:
     return {
         window_id: Sums(
             window_id,
-            effective_limit(targets[window_id][0], opened.carries[i]),
+            catalogue.limit(
+                targets[window_id][0], targets[window_id][1].entity_id, opened.carries[i], opened.decided_at
+            ),
             targets[window_id][0].blocking,
             opened.spent[i],
             opened.reserved[i],

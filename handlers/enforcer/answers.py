@@ -80,16 +80,18 @@ def approval(
     cost: int | None,
     budgets: str,
     warnings: list[str],
+    alternatives: list[Alternative],
 ) -> bytes:
     """An approval in JSON; the same fields as schemas.budget.BudgetDecision (a test compares them)."""
     reservation = f'"{reservation_id}"' if reservation_id is not None else "null"
     expires = f'"{expires_at}"' if expires_at is not None else "null"
     estimated = f'"{format_cost(cost)}"' if cost is not None else "null"
     warned = _ENCODE(warnings).decode() if warnings else "[]"
+    offered = _ENCODE(alternatives).decode() if alternatives else "[]"
     return (
         f'{{"approved":true,"request_id":{_ENCODE(request_id).decode()},"reservation_id":{reservation},'
         f'"expires_at":{expires},"estimated_cost":{estimated},"currency":"USD","budgets":[{budgets}],'
-        f'"warnings":{warned},"reason":null,"retry_after_s":null,"alternatives":[]}}'
+        f'"warnings":{warned},"reason":null,"retry_after_s":null,"alternatives":{offered}}}'
     ).encode()
 
 

@@ -5,7 +5,7 @@ Runs under the exclusive catalogue lock: every event is either applied, and summ
 
 from datetime import datetime
 
-from handlers.enforcer.calendar import bounds
+from handlers.enforcer.calendar import Bounds, bounds
 from handlers.enforcer.ledger import effective_limit
 from handlers.enforcer.windows import carry_into
 from store import windows as window_store
@@ -24,16 +24,17 @@ async def backfill(connection: Connection, budget: BudgetRow, at: datetime) -> N
         entities = spent.setdefault(of_window, {})
         entities[found.entity_id] = entities.get(found.entity_id, 0) + found.amount
     for window_start, entities in sorted(spent.items()):
-        _, window_end = bounds(budget.period, budget.timezone, window_start)
+        span = bounds(budget.period, budget.timezone, window_start)
         windows: list[NewWindow] = []
         for entity_id, amount in sorted(entities.items()):
             carry = 0 if window_start == start else await carry_into(connection, budget, entity_id, window_start)
-            windows.append(_window(budget, entity_id, amount, carry))
-        await window_store.create_backfilled(
-            connection, budget, starts_at=window_start, ends_at=window_end, windows=windows
-        )
+            windows.append(_window(budget, entity_id, span, amount, carry))
+        await window_store.create(connection, budget.org_id, windows)
 
 
-def _window(budget: BudgetRow, entity_id: str, amount: int, carry: int) -> NewWindow:
+def _window(budget: BudgetRow, entity_id: str, span: Bounds, amount: int, carry: int) -> NewWindow:
     limit = effective_limit(budget, carry)
-    return NewWindow(entity_id, carry, limit if budget.blocking else None, amount, max(0, amount - limit))
+    high_limit = limit if budget.blocking else None
+    return NewWindow(
+        budget.budget_id, entity_id, *span, carry, high_limit, backfilled=amount, overrun=max(0, amount - limit)
+    )

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from handlers.enforcer.ledger import Sums, effective_limit
-from handlers.enforcer.plan import Plan
-from store.budgets import BudgetRow
+from handlers.enforcer.catalogue import Catalogue
+from handlers.enforcer.ledger import Sums
+from handlers.enforcer.plan import Plan, Targets
 from store.reservations import Premises
+from store.windows import WindowRow
 
 PAUSE_FIRST = 4
 PAUSE_MOST = 256
@@ -47,6 +48,12 @@ class Beliefs:
         for window, carry in sums:
             self._known[window.window_id] = Belief(window.spent, window.reserved, window.overrun, carry)
 
+    def learn(self, rows: Iterable[WindowRow]) -> None:
+        """Believe what was just read of windows that nothing is believed about yet."""
+        for row in rows:
+            if row.window_id not in self._known and len(self._known) < self._limit:
+                self._known[row.window_id] = Belief(row.spent, row.reserved, row.overrun, row.carry)
+
     def forget(self, window_ids: Iterable[int]) -> None:
         """Believe nothing about these windows, and look first for a while."""
         for window_id in window_ids:
@@ -58,9 +65,9 @@ class Beliefs:
         self._pause_next = PAUSE_FIRST
 
     def premises(
-        self, plans: Iterable[Plan], version: int, targets: dict[int, BudgetRow]
+        self, plans: Iterable[Plan], catalogue: Catalogue, targets: Targets, at: datetime
     ) -> tuple[Premises, dict[int, Sums], dict[int, int]] | None:
-        """What to decide from, the sums and each window's carry; None where it has to look first."""
+        """What to decide from at ``at``, the sums and each window's carry; None where it has to look first."""
         if self._pause:
             self._pause -= 1
             return None
@@ -69,10 +76,13 @@ class Beliefs:
         beliefs = [belief for belief in found if belief is not None]
         if len(beliefs) != len(window_ids):
             return None
-        limits = [effective_limit(targets[w], b.carry) for w, b in zip(window_ids, beliefs, strict=True)]
-        since, until = _span(plans)
+        limits = [
+            catalogue.limit(targets[w][0], targets[w][1].entity_id, b.carry, at)
+            for w, b in zip(window_ids, beliefs, strict=True)
+        ]
+        since, until = _span(plans, catalogue, at)
         premises = Premises(
-            version=version,
+            version=catalogue.version,
             since=since,
             until=until,
             window_ids=window_ids,
@@ -82,14 +92,22 @@ class Beliefs:
             limits=limits,
         )
         sums = {
-            w: Sums(w, limit, targets[w].blocking, b.spent, b.reserved, b.overrun, None)
+            w: Sums(w, limit, targets[w][0].blocking, b.spent, b.reserved, b.overrun, None)
             for w, limit, b in zip(window_ids, limits, beliefs, strict=True)
         }
         return premises, sums, {w: b.carry for w, b in zip(window_ids, beliefs, strict=True)}
 
 
-def _span(plans: Iterable[Plan]) -> tuple[datetime, datetime | None]:
-    """The time in which every plan's windows are the current ones."""
+def _span(plans: Iterable[Plan], catalogue: Catalogue, at: datetime) -> tuple[datetime, datetime | None]:
+    """The time in which every plan's windows are the current ones and no limit changes."""
     known = list(plans)
     since = max(plan.since for plan in known if plan.since is not None)
-    return since, min((plan.until for plan in known if plan.until is not None), default=None)
+    until = min((plan.until for plan in known if plan.until is not None), default=None)
+    if not catalogue.raises:
+        return since, until
+    after, before = catalogue.unchanged_around(at)
+    if after is not None:
+        since = max(since, after)
+    if before is not None:
+        until = before if until is None else min(until, before)
+    return since, until

@@ -1,12 +1,16 @@
 """Which budgets apply to a call: an org's budgets as an index, reloaded whenever its version changes (R2)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from handlers.enforcer.ledger import effective_limit
+from handlers.org_settings import OrgSettings
 from store import budgets as budget_store
+from store import catalogue as catalogue_store
 from store.budgets import BudgetRow
+from store.catalogue import Brake, Raise
 from store.pool import Connection
 
 # The attribute of a call that names the entity of each budget type.
@@ -33,18 +37,51 @@ class Match:
 
 
 class Catalogue:
-    """An immutable snapshot of an org's active budgets and settings at one version."""
+    """An immutable snapshot of everything an org's decisions are made from, at one version."""
 
-    def __init__(self, org: str, version: int, rows: list[BudgetRow], settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        org: str,
+        version: int,
+        rows: list[BudgetRow],
+        settings: dict[str, Any],
+        *,
+        raises: Sequence[Raise] = (),
+        brakes: Sequence[Brake] = (),
+        members: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
         self.org = org
         self.version = version
         self.settings = settings
+        self.org_settings = OrgSettings.of(settings)
+        self.brakes = tuple(brakes)
+        self.members: Mapping[str, tuple[str, ...]] = members or {}
+        self.raises: dict[tuple[str, str], list[Raise]] = {}
+        for found in raises:
+            self.raises.setdefault((found.budget_id, found.entity_id), []).append(found)
         self.by_id = {row.budget_id: row for row in rows}
         self._global = [row for row in rows if row.active and row.type == "global"]
         self._scoped: dict[tuple[str, str], list[BudgetRow]] = {}
         for row in rows:
             if row.active and row.type != "global":
                 self._scoped.setdefault((row.type, row.entity_id), []).append(row)
+
+    def raised(self, budget_id: str, entity_id: str, at: datetime) -> int:
+        """By how much overrides raise a budget's limit for an entity at ``at``, in the budget's unit."""
+        if not self.raises:
+            return 0
+        found = self.raises.get((budget_id, entity_id), ())
+        return sum(r.amount for r in found if r.starts_at <= at < r.ends_at)
+
+    def limit(self, budget: BudgetRow, entity_id: str, carry: int, at: datetime) -> int:
+        """The effective limit of a window at ``at``."""
+        return effective_limit(budget, carry, self.raised(budget.budget_id, entity_id, at))
+
+    def unchanged_around(self, at: datetime) -> tuple[datetime | None, datetime | None]:
+        """The time around ``at`` in which no override begins or ends: since (inclusive) and until, None: unbounded."""
+        edges = [edge for found in self.raises.values() for r in found for edge in (r.starts_at, r.ends_at)]
+        since = max((edge for edge in edges if edge <= at), default=None)
+        return since, min((edge for edge in edges if edge > at), default=None)
 
     def matches(self, call: dict[str, str | None]) -> list[Match]:
         """Active budgets that apply to a call with these attributes (with ``provider`` and ``model``), by id."""
@@ -112,7 +149,11 @@ class Catalogues:
         version = await budget_store.lock_shared(connection, org)
         rows = await budget_store.load(connection, org)
         settings = await budget_store.load_settings(connection, org)
+        raises = await catalogue_store.load_raises(connection, org)
+        brakes = await catalogue_store.load_brakes(connection, org)
+        members = await catalogue_store.load_members(connection, org)
         if len(self._known) >= self._limit:
             self._known.clear()
-        catalogue = self._known[org] = Catalogue(org, version, rows, settings)
+        catalogue = Catalogue(org, version, rows, settings, raises=raises, brakes=brakes, members=members)
+        self._known[org] = catalogue
         return catalogue

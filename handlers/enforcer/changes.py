@@ -9,9 +9,9 @@ import msgspec
 
 from handlers.context import Context
 from handlers.enforcer.catalogue import Catalogue
-from handlers.enforcer.decide import amount_of, limits_cost
 from handlers.enforcer.estimate import Estimate, estimate
 from handlers.enforcer.plan import Planner, call_key
+from handlers.enforcer.refusal import amount_of, impossible
 from handlers.enforcer.transaction import LockedWindows, MissingWindows, holds, ledger_transaction
 from schemas.base import ATTRIBUTION_FIELDS
 from schemas.budget import CheckBudget, DenialReason, ExtendReservation, ReleaseReservation, ReservationReply
@@ -108,17 +108,9 @@ def _change(ctx: Context, row: ReservationRow, request: ExtendReservation, catal
         raise MissingWindows([(match, row.decided_at) for match in missing])
     amounts = {ref.window_id: amount_of(match.budget, found) for match, ref in pairs}
     on_unpriced = catalogue.settings.get("on_unpriced", ctx.services.limits.on_unpriced)
-    denial = _impossible(check, found, reject_unpriced=on_unpriced == "reject" and limits_cost(plan))
+    model = f"{check.provider}/{check.model}"
+    denial = impossible(plan, found, model=model, reject_unpriced=on_unpriced == "reject")
     return _Change(check.provider, check.model, found, amounts, denial)
-
-
-def _impossible(check: CheckBudget, found: Estimate, *, reject_unpriced: bool) -> DenialReason | None:
-    if found.over_context is not None:
-        text = f"{found.tokens} tokens exceed the context window of {found.over_context}"
-        return DenialReason(code="context_window_exceeded", message=text)
-    if found.cost is None and reject_unpriced:
-        return DenialReason(code="unpriced", message=f"{check.provider}/{check.model} has no price")
-    return None
 
 
 async def _extend(

@@ -1,14 +1,15 @@
 """The decision on a batch of checks: pure, in arrival order, on windows that are locked."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
 from handlers.context import Inbound
-from handlers.cost.price import worst_case
+from handlers.cost.resolve import RateCards
+from handlers.enforcer import sizing
 from handlers.enforcer.answers import (
     WindowText,
-    amount_text,
     approval,
     denial,
     window_json,
@@ -16,13 +17,12 @@ from handlers.enforcer.answers import (
     window_text,
     wire_time,
 )
-from handlers.enforcer.estimate import Estimate, largest_completion
+from handlers.enforcer.estimate import Estimate
 from handlers.enforcer.ledger import Sums
+from handlers.enforcer.offers import cheaper, instead
 from handlers.enforcer.plan import CallKey, Plan
-from handlers.enforcer.windows import WindowRef
+from handlers.enforcer.refusal import explain, full_reason, impossible, refusing, retry_after_s
 from schemas.budget import Alternative, CheckBudget, DenialReason
-from schemas.money import format_cost
-from store.budgets import BudgetRow
 from store.reservations import NewReservations
 
 _NOWHERE: Final = Plan([], "{}", [])
@@ -42,6 +42,12 @@ class Check:
     reservation_id: str
     ttl_s: int
     plan: Plan = field(default_factory=lambda: _NOWHERE)
+    # The surrogate in the key and the name it stands for, as they are written in JSON.
+    hidden: tuple[bytes, bytes] | None = None
+
+    def answer(self, reply: bytes) -> None:
+        """Reply with the caller's own name for the user."""
+        self.inbound.answer(reply if self.hidden is None else reply.replace(*self.hidden))
 
 
 @dataclass(slots=True)
@@ -51,6 +57,7 @@ class Approval:
     check: Check
     reserved: list[int]
     warnings: list[str]
+    alternatives: list[Alternative]
 
 
 @dataclass(slots=True)
@@ -61,6 +68,9 @@ class Outcome:
     new: NewReservations
     touched: set[int]
     denied_windows: set[int] = field(default_factory=set[int])
+    denials: Counter[str] = field(default_factory=Counter[str])
+    # How often each window in shadow enforcement would have denied.
+    shadow_denied: dict[int, int] = field(default_factory=dict[int, int])
 
     def replies(self, desk: "Desk") -> list[bytes]:
         """Every reply in JSON."""
@@ -70,10 +80,14 @@ class Outcome:
 class Desk:
     """Locked windows of a batch, and the text of each for the replies."""
 
-    def __init__(self, sums: dict[int, Sums], now: datetime, on_unpriced: str) -> None:
+    def __init__(
+        self, sums: dict[int, Sums], now: datetime, *, on_unpriced: str, pressure_percent: int, cards: RateCards
+    ) -> None:
         self.sums = sums
         self.now = now
         self.on_unpriced = on_unpriced
+        self.pressure_percent = pressure_percent
+        self.cards = cards
         self._texts: dict[int, WindowText] = {}
         self._expiries: dict[int, str] = {}
 
@@ -104,91 +118,77 @@ class Desk:
 def decide(checks: list[Check], desk: Desk) -> Outcome:
     """Approve what fits, in order, each against what those before it left."""
     outcome = Outcome([], NewReservations(), set())
+    reject_unpriced = desk.on_unpriced == "reject"
     for check in checks:
         plan, found = check.plan, check.estimate
         measures = (found.cost or 0, found.tokens, 1)
         amounts = [measures[unit] for unit in plan.units]
-        refused = _refusing(plan, desk.sums, amounts, unpriced=found.cost is None)
-        reason = _refusal(check, desk, refused)
+        if found.learned is not None:
+            amounts = sizing.amounts(found, plan, desk.sums)
+        full = refusing(plan, desk.sums, amounts, unpriced=found.cost is None)
+        if plan.refusal is None and not full and found.over_context is None and found.cost is not None:
+            outcome.decisions.append(_approve(check, desk, amounts, outcome))
+            continue
+        model = f"{check.request.provider}/{check.request.model}"
+        reason = impossible(plan, found, model=model, reject_unpriced=reject_unpriced)
+        if reason is not None:
+            full = []  # No budget was asked: none is shown as full, none says when to come again.
+        elif full:
+            reason = full_reason(plan, full, amounts, desk.sums)
         if reason is None:
             outcome.decisions.append(_approve(check, desk, amounts, outcome))
         else:
-            outcome.decisions.append(_deny(check, desk, reason, refused))
-            outcome.denied_windows.update(ref.window_id for _, ref in refused)
+            outcome.decisions.append(_deny(check, desk, reason, full, amounts))
+            outcome.denials[reason.code] += 1
+            outcome.denied_windows.update(plan.window_ids[i] for i in full)
     return outcome
-
-
-def amount_of(budget: BudgetRow, estimate: Estimate) -> int:
-    """What a call takes from a budget, in its unit; what has no price takes nothing and is flagged."""
-    if budget.unit == "cost":
-        return estimate.cost or 0
-    return estimate.tokens if budget.unit == "tokens" else 1
-
-
-def _refusing(
-    plan: Plan, sums: dict[int, Sums], amounts: list[int], *, unpriced: bool
-) -> list[tuple[BudgetRow, WindowRef]]:
-    """Budgets without room; one of cost that has nothing left also refuses what nobody knows the price of (P5)."""
-    full = [i for i, w in enumerate(plan.window_ids) if amounts[i] and not sums[w].fits(amounts[i])]
-    if unpriced:
-        cost = [i for i, match in enumerate(plan.matches) if match.budget.unit == "cost"]
-        full += [i for i in cost if not sums[plan.window_ids[i]].fits(1)]
-    return [(plan.matches[i].budget, plan.refs[i]) for i in full]
-
-
-def _refusal(check: Check, desk: Desk, refused: list[tuple[BudgetRow, WindowRef]]) -> DenialReason | None:
-    if check.estimate.over_context is not None:
-        return DenialReason(
-            code="context_window_exceeded",
-            message=f"{check.estimate.tokens} prompt and completion tokens exceed the context window of "
-            f"{check.estimate.over_context} tokens",
-        )
-    if check.estimate.cost is None and desk.on_unpriced == "reject" and limits_cost(check.plan):
-        return DenialReason(code="unpriced", message=f"{check.request.provider}/{check.request.model} has no price")
-    if not refused:
-        return None
-    budget, ref = max(refused, key=lambda pair: (pair[1].ends_at is None, pair[1].ends_at))
-    return DenialReason(
-        code="budget_exceeded",
-        message=_explain(budget, ref, desk.sums[ref.window_id], check.estimate),
-        budget_id=budget.budget_id,
-        budgets=[b.budget_id for b, _ in refused],
-    )
-
-
-def limits_cost(plan: Plan) -> bool:
-    """Whether a blocking budget limits what such a call costs: then one without a price cannot be let through."""
-    return any(m.budget.unit == "cost" and m.budget.blocking for m in plan.matches)
-
-
-def _explain(budget: BudgetRow, ref: WindowRef, sums: Sums, estimate: Estimate) -> str:
-    unit = budget.currency if budget.unit == "cost" else budget.unit
-    resets = f"resets at {wire_time(ref.ends_at)}" if ref.ends_at is not None else "never resets"
-    needed = amount_text(budget, amount_of(budget, estimate))
-    return (
-        f"budget '{budget.name}' ({budget.type} {ref.entity_id}) has {amount_text(budget, sums.free())} {unit} free of "
-        f"{amount_text(budget, sums.limit)}: {amount_text(budget, sums.spent)} spent, "
-        f"{amount_text(budget, sums.reserved)} reserved; this call needs {needed}; {resets}"
-    )
 
 
 def _approve(check: Check, desk: Desk, amounts: list[int], outcome: Outcome) -> Approval:
     plan, warnings = check.plan, check.estimate.warnings
     if check.estimate.cost is None:
         warnings = [*warnings, "unpriced: cost budgets could not be applied"]
+    if plan.warnings:
+        warnings = [*warnings, *plan.warnings]
     reserve = check.request.reserve
     reserved: list[int] = []
     for i, window_id in enumerate(plan.window_ids):
         sums, amount = desk.sums[window_id], amounts[i]
         if not sums.blocking and sums.spent + sums.reserved + amount > sums.limit:
-            warnings = [*warnings, f"budget '{plan.matches[i].budget.name}' is exceeded (it only warns)"]
+            warnings = [*warnings, *_soft(check, i, amount, sums, outcome)]
         if reserve:
             sums.reserved += amount
         reserved.append(sums.reserved)
     if reserve:
         outcome.touched.update(plan.window_ids)
         _add_row(check, amounts, outcome.new)
-    return Approval(check, reserved, warnings)
+        if check.estimate.learned is not None and (said := sizing.warning(check.estimate, plan.units, amounts)):
+            warnings = [*warnings, said]
+    return Approval(check, reserved, warnings, _cheaper(check, desk) if plan.others else [])
+
+
+def _soft(check: Check, i: int, amount: int, sums: Sums, outcome: Outcome) -> list[str]:
+    """What an approval says about a budget that is exceeded and does not refuse; shadow denials are counted."""
+    plan = check.plan
+    budget, ref = plan.matches[i].budget, plan.refs[i]
+    if budget.gate_id is not None:
+        return []
+    if budget.enforcement == "shadow":
+        outcome.shadow_denied[ref.window_id] = outcome.shadow_denied.get(ref.window_id, 0) + 1
+        return [f"would be denied (shadow): {explain(budget, ref, sums, amount)}"]
+    if budget.enforcement == "throttle":
+        return [f"budget '{budget.name}' is used up: calls go on at its rate"]
+    return [f"budget '{budget.name}' is exceeded (it only warns)"]
+
+
+def _cheaper(check: Check, desk: Desk) -> list[Alternative]:
+    """Under pressure an approval lists what would cost less."""
+    plan = check.plan
+    pressed = any(
+        (window.spent + window.reserved) * 100 >= desk.pressure_percent * window.limit
+        for window in map(desk.sums.__getitem__, plan.window_ids)
+    )
+    return cheaper(check.estimate, plan, desk.sums, cards=desk.cards, at=desk.now) if pressed else []
 
 
 def _approval(approved: Approval, desk: Desk) -> bytes:
@@ -201,12 +201,13 @@ def _approval(approved: Approval, desk: Desk) -> bytes:
         cost=check.estimate.cost,
         budgets=desk.texts(check.plan, approved.reserved),
         warnings=approved.warnings,
+        alternatives=approved.alternatives,
     )
 
 
 def _add_row(check: Check, amounts: list[int], new: NewReservations) -> None:
-    request, plan, found = check.request, check.plan, check.estimate
-    kind = (request.provider, request.model, plan.attribution, plan.window_array, check.inbound.caller.user)
+    request, plan, found, caller = check.request, check.plan, check.estimate, check.inbound.caller
+    kind = (request.provider, request.model, plan.attribution, plan.window_array, caller.key or caller.user)
     new.kind.append(new.number_of(kind))
     new.ids.append(check.reservation_id)
     new.request_ids.append(check.request_id)
@@ -217,46 +218,17 @@ def _add_row(check: Check, amounts: list[int], new: NewReservations) -> None:
     new.held.append("{" + ",".join(map(str, amounts)) + "}")
 
 
-def _deny(check: Check, desk: Desk, reason: DenialReason, refused: list[tuple[BudgetRow, WindowRef]]) -> bytes:
-    pairs = refused or [(m.budget, r) for m, r in zip(check.plan.matches, check.plan.refs, strict=True)]
-    ends = [ref.ends_at for _, ref in refused]
-    last = max((end for end in ends if end is not None), default=None)
-    retry = None if last is None or None in ends else max(1, -int((desk.now - last).total_seconds() // 1))
+def _deny(check: Check, desk: Desk, reason: DenialReason, full: list[int], amounts: list[int]) -> bytes:
+    plan = check.plan
+    shown = full or range(len(plan.refs))
     return denial(
         request_id=check.request_id,
         cost=check.estimate.cost,
-        budgets=[window_reply(budget, ref, desk.sums[ref.window_id]) for budget, ref in pairs],
-        warnings=check.estimate.warnings,
+        budgets=[window_reply(plan.matches[i].budget, plan.refs[i], desk.sums[plan.window_ids[i]]) for i in shown],
+        warnings=[*check.estimate.warnings, *plan.warnings],
         reason=reason,
-        retry_after_s=retry,
-        alternatives=_alternatives(check, desk, refused),
+        retry_after_s=retry_after_s(plan, full, amounts, desk.sums, desk.now) if full else None,
+        alternatives=instead(check.request, check.estimate, plan, desk.sums, cards=desk.cards, at=desk.now)
+        if full
+        else [],
     )
-
-
-def _alternatives(check: Check, desk: Desk, refused: list[tuple[BudgetRow, WindowRef]]) -> list[Alternative]:
-    """The same call with the longest completion that fits now, where any does."""
-    found, request = check.estimate, check.request
-    if not refused or found.card is None or request.provider is None or request.model is None:
-        return []
-    completion = found.max_completion_tokens - 1
-    for budget, ref in refused:
-        free = desk.sums[ref.window_id].free()
-        if budget.unit == "cost":
-            completion = largest_completion(found.card, found.prompt_tokens, free, completion)
-        elif budget.unit == "tokens":
-            completion = min(completion, free - found.prompt_tokens)
-        else:
-            return []
-    if completion < 1:
-        return []
-    cost = worst_case(found.card, found.prompt_tokens, completion)
-    if cost is None:
-        return []
-    return [
-        Alternative(
-            provider=request.provider,
-            model=request.model,
-            max_completion_tokens=completion,
-            estimated_cost=format_cost(cost),
-        )
-    ]

@@ -19,9 +19,24 @@ BYTES_PER_TOKEN = 3
 MESSAGE_OVERHEAD_TOKENS = 8
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What calls like this one are observed to take at most: ``cost`` in nanos (None: unpriced) and ``tokens``.
+
+    Of each blocking window's effective limit one reservation may leave ``share_cap_percent`` unreserved.
+    """
+
+    cost: int | None
+    tokens: int
+    share_cap_percent: int
+
+
 @dataclass(slots=True)
 class Estimate:
-    """Worst-case amounts of one call. ``cost`` in nanos, None where nothing prices it."""
+    """Worst-case amounts of one call. ``cost`` in nanos, None where nothing prices it.
+
+    ``learned`` is set where the call is to be sized from observation; the worst case is what is stored all the same.
+    """
 
     cost: int | None
     tokens: int
@@ -30,6 +45,7 @@ class Estimate:
     max_completion_tokens: int = 0
     over_context: int | None = None
     warnings: list[str] = field(default_factory=list[str])
+    learned: Learned | None = None
 
 
 def estimate(request: CheckBudget, *, cards: RateCards, at: datetime, limits: Limits) -> Estimate:

@@ -15,9 +15,9 @@ CARRY_MAX = 4_000_000_000_000_000_000
 SUM_MAX = 8_000_000_000_000_000_000
 
 
-def effective_limit(budget: BudgetRow, carry: int) -> int:
-    """The limit that binds now: base limit, overage and what was carried over."""
-    return budget.base_limit + budget.base_limit * budget.overage_percent // 100 + carry
+def effective_limit(budget: BudgetRow, carry: int, raised: int = 0) -> int:
+    """The limit that binds: base limit, overage, what was carried over and what overrides ``raised`` it by."""
+    return budget.base_limit + budget.base_limit * budget.overage_percent // 100 + carry + raised
 
 
 @dataclass(slots=True)
@@ -78,11 +78,11 @@ class Sums:
         return max(0, self.limit - taken)
 
 
-def sums_of(budget: BudgetRow, row: WindowRow) -> Sums:
-    """A stored window's sums with the limit that binds now."""
+def sums_of(budget: BudgetRow, row: WindowRow, raised: int = 0) -> Sums:
+    """A stored window's sums with the limit that binds while overrides raise it by ``raised``."""
     return Sums(
         row.window_id,
-        effective_limit(budget, row.carry),
+        effective_limit(budget, row.carry, raised),
         budget.blocking,
         row.spent,
         row.reserved,

@@ -7,21 +7,27 @@ from typing import Any
 
 import msgspec
 
+from handlers.cost.resolve import provider_key
+from handlers.enforcer import gatekeeping
 from handlers.enforcer.calendar import EPOCH
 from handlers.enforcer.catalogue import Catalogue, Match, counts
+from handlers.enforcer.preferences import Preference, preferences_of
 from handlers.enforcer.windows import WindowIndex, WindowRef
 from schemas.base import ATTRIBUTION_FIELDS
+from schemas.budget import DenialReason
+from store.budgets import BudgetRow
 
 UNITS = ("cost", "tokens", "requests")
 CallKey = tuple[str | None, ...]
 CALL_FIELDS = ("provider", "model", *ATTRIBUTION_FIELDS)
+USER = CALL_FIELDS.index("user_id")
 
 
 def call_key(call: Any) -> CallKey:
     """The attributes that decide which budgets apply, of a request or an event."""
     return (
-        call.provider,
-        call.model,
+        None if call.provider is None else provider_key(call.provider),
+        None if call.model is None else call.model.strip(),
         call.user_id,
         call.team_id,
         call.project_id,
@@ -34,9 +40,17 @@ def call_key(call: Any) -> CallKey:
     )
 
 
+# Budget and bounds of windows, by id.
+Targets = dict[int, tuple[BudgetRow, WindowRef]]
+
+
 @dataclass(slots=True)
 class Plan:
-    """The budgets that apply to one set of attributes; ``refs`` are their windows in [``since``, ``until``)."""
+    """The budgets that apply to one set of attributes; ``refs`` are their windows in [``since``, ``until``).
+
+    ``refusal`` denies such a call whatever its budgets say; ``team_id`` is what the directory knows and the call left
+    out; ``gates`` pairs a match with the match of its gate, for rates that bind only beyond another budget.
+    """
 
     matches: list[Match]
     attribution: str
@@ -49,6 +63,15 @@ class Plan:
     units: list[int] = field(default_factory=list[int])
     # From then on every match counts; earlier charges have to be looked at one by one.
     counts_from: datetime = EPOCH
+    refusal: DenialReason | None = None
+    team_id: str | None = None
+    mismatch: bool = False
+    warnings: list[str] = field(default_factory=list[str])
+    gates: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    # The same call of models that the policies of these budgets would rather have, each with its own budgets.
+    others: list[tuple[Preference, "Plan"]] = field(default_factory=list[tuple[Preference, "Plan"]])
+    # Every window a decision on this plan looks at: its own, and those of the other models' calls.
+    looked_at: dict[int, tuple[BudgetRow, WindowRef]] = field(default_factory=dict[int, tuple[BudgetRow, WindowRef]])
 
     def point(self, refs: list[WindowRef]) -> None:
         """Make ``refs`` the windows of this plan."""
@@ -56,6 +79,7 @@ class Plan:
         self.window_ids = [ref.window_id for ref in refs]
         self.window_array = "{" + ",".join(map(str, self.window_ids)) + "}"
         self.units = [UNITS.index(match.budget.unit) for match in self.matches]
+        self.looked_at = {ref.window_id: (match.budget, ref) for match, ref in zip(self.matches, refs, strict=True)}
 
     def current(self, at: datetime) -> bool:
         """Whether ``refs`` are the windows of ``at``."""
@@ -65,10 +89,11 @@ class Plan:
 class Planner:
     """Plans of one org at one catalogue version; bounded by ``limit`` sets of attributes."""
 
-    def __init__(self, catalogue: Catalogue, index: WindowIndex, limit: int) -> None:
+    def __init__(self, catalogue: Catalogue, index: WindowIndex, limit: int, *, others_max: int = 0) -> None:
         self.catalogue = catalogue
         self._index = index
         self._limit = limit
+        self._others_max = others_max
         self._plans: dict[CallKey, Plan] = {}
 
     def plan(self, key: CallKey) -> Plan:
@@ -78,13 +103,14 @@ class Planner:
             if len(self._plans) >= self._limit:
                 self._plans.clear()
             found = self._plans[key] = self._make(key)
+            found.others = self._others(key, found)
         return found
 
     def resolve(self, plan: Plan, at: datetime) -> list[Match]:
         """Point ``plan`` at the windows of ``at``; returns the matches whose window this agent does not know yet."""
         if plan.current(at):
             return []
-        missing: list[Match] = []
+        missing = [match for _, other in plan.others for match in self.resolve(other, at)]
         refs: list[WindowRef] = []
         for match in plan.matches:
             ref = self._index.find(match, at)
@@ -95,10 +121,11 @@ class Planner:
         if missing:
             return missing
         plan.point(refs)
-        plan.since = max((r.starts_at for r in refs), default=at)
-        plan.until = min((r.ends_at for r in refs if r.ends_at is not None), default=None)
-        if not refs:
-            plan.since = datetime.min.replace(tzinfo=at.tzinfo)
+        for _, other in plan.others:
+            plan.looked_at |= other.looked_at
+        looked_at = [ref for _, ref in plan.looked_at.values()]
+        plan.since = max((r.starts_at for r in looked_at), default=datetime.min.replace(tzinfo=at.tzinfo))
+        plan.until = min((r.ends_at for r in looked_at if r.ends_at is not None), default=None)
         return []
 
     def charged(self, plan: Plan, charged_at: datetime) -> tuple[list[int], list[int], list[Match]]:
@@ -129,7 +156,34 @@ class Planner:
 
     def _make(self, key: CallKey) -> Plan:
         call: dict[str, str | None] = dict(zip(CALL_FIELDS, key, strict=True))
+        found = gatekeeping.look(self.catalogue, call)
+        if found.team_id is not None:
+            call["team_id"] = found.team_id
         named = {field: call[field] for field in ATTRIBUTION_FIELDS if call[field] is not None}
         matches = self.catalogue.matches(call)
         since = max((match.budget.counting_since for match in matches), default=EPOCH)
-        return Plan(matches, msgspec.json.encode(named).decode(), [], counts_from=since)
+        return Plan(
+            matches,
+            msgspec.json.encode(named).decode(),
+            [],
+            counts_from=since,
+            refusal=found.refusal,
+            team_id=found.team_id,
+            mismatch=found.mismatch,
+            warnings=found.warnings,
+            gates=_gates(matches),
+        )
+
+    def _others(self, key: CallKey, plan: Plan) -> list[tuple[Preference, Plan]]:
+        wanted = preferences_of([match.budget for match in plan.matches], key[0])[: self._others_max]
+        return [
+            (preference, self._make((preference.provider, preference.model, *key[2:])))
+            for preference in wanted
+            if (preference.provider, preference.model) != key[:2]
+        ]
+
+
+def _gates(matches: list[Match]) -> list[tuple[int, int]]:
+    at = {(match.budget.budget_id, match.entity_id): i for i, match in enumerate(matches)}
+    pairs = [(i, at.get((m.budget.gate_id or "", m.entity_id))) for i, m in enumerate(matches)]
+    return [(i, gate) for i, gate in pairs if gate is not None]

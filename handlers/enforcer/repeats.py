@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from handlers.enforcer import sizing
 from handlers.enforcer.answers import approval, wire_time
 from handlers.enforcer.catalogue import Catalogue
 from handlers.enforcer.decide import Check, Desk
+from handlers.enforcer.estimate import Estimate
 from handlers.enforcer.windows import StaleCatalogue
 from schemas.errors import SignalError, conflict
 from store import budgets as budget_store
@@ -64,5 +66,14 @@ def _answer(check: Check, row: ReservationRow, desk: Desk) -> bytes | SignalErro
         expires_at=wire_time(row.expires_at),
         cost=row.estimated_cost,
         budgets=desk.texts(check.plan, desk.reserved(check.plan)),
-        warnings=check.estimate.warnings,
+        warnings=_warnings(check, row),
+        alternatives=[],
     )
+
+
+def _warnings(check: Check, row: ReservationRow) -> list[str]:
+    warnings = check.estimate.warnings
+    if check.estimate.learned is None or row.window_ids != check.plan.window_ids:
+        return warnings
+    said = sizing.warning(Estimate(row.estimated_cost, row.estimated_tokens), check.plan.units, row.held)
+    return warnings if said is None else [*warnings, said]

@@ -1,6 +1,6 @@
 """What a batch of usage does to reservations and windows (R7, R8). Pure; the rows are locked by the caller."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -21,16 +21,24 @@ class Holding:
     held: dict[int, int]
     status: str
     presumed: bool
+    # What parts of the call took so far, in nanos and tokens; None: not known.
+    used: tuple[int | None, int | None] = (0, 0)
 
     @classmethod
     def of(cls, row: ReservationRow) -> "Holding":
         """The state of a locked row."""
-        return cls(row, dict(zip(row.window_ids, row.held, strict=True)), row.status, row.presumed)
+        held = dict(zip(row.window_ids, row.held, strict=True))
+        return cls(row, held, row.status, row.presumed, (row.used_cost, row.used_tokens))
 
     @property
     def live(self) -> bool:
         """Whether it still holds something for its call."""
         return self.status == "live"
+
+    @property
+    def taken_from(self) -> bool:
+        """Whether part of the call was used since the row was read."""
+        return self.used != (self.row.used_cost, self.row.used_tokens) or list(self.held.values()) != self.row.held
 
     @property
     def claimable(self) -> bool:
@@ -64,17 +72,29 @@ def settle(holding: Holding, charged: Charges, *, final: bool) -> list[Move]:
     return moves
 
 
-def book(moves: Iterable[Move], sums: dict[int, Sums]) -> dict[int, int]:
+def book(moves: Sequence[Move], sums: dict[int, Sums]) -> dict[int, int]:
     """Apply moves to locked windows, in order; returns the overrun booked in each window that had no room."""
+    return by_window(moves, book_each(moves, sums))
+
+
+def by_window(moves: Sequence[Move], over: Sequence[int]) -> dict[int, int]:
+    """What moves booked as overrun, by window; without those that had room."""
     overrun: dict[int, int] = {}
+    for move, amount in zip(moves, over, strict=True):
+        if amount:
+            overrun[move[0]] = overrun.get(move[0], 0) + amount
+    return overrun
+
+
+def book_each(moves: Iterable[Move], sums: dict[int, Sums]) -> list[int]:
+    """The same; returns the overrun that each move booked, 0 where it had room."""
+    found: list[int] = []
     for window_id, held, actual, presumed in moves:
         window = sums[window_id]
         if presumed:
             window.charge(-presumed)
-        over = window.settle(held, actual)
-        if over:
-            overrun[window_id] = overrun.get(window_id, 0) + over
-    return overrun
+        found.append(window.settle(held, actual))
+    return found
 
 
 def charged_at(

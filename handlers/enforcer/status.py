@@ -3,16 +3,19 @@
 from typing import Final
 from uuid import UUID
 
+import msgspec
+
 from handlers.context import Context
 from handlers.cursor import decode_cursor, fitting, page
+from handlers.enforcer import gatekeeping
 from handlers.enforcer.answers import amount_text
 from handlers.enforcer.budgets import budget_uuid
 from handlers.enforcer.catalogue import ENTITY_FIELD, Catalogue, Match
+from handlers.enforcer.explained import Scene, applied_budget, denying, near_misses, order
 from handlers.enforcer.plan import CALL_FIELDS, call_key
-from handlers.enforcer.shown import Present, budget_reply, existing, own_window, present
+from handlers.enforcer.shown import Present, existing, own_window
 from handlers.enforcer.transaction import ledger_transaction
 from schemas.budget import (
-    AppliedBudget,
     BudgetStatus,
     GetBudgetStatus,
     Held,
@@ -36,17 +39,27 @@ _NEWEST: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 
 async def get_budget_status(ctx: Context, request: GetBudgetStatus) -> BudgetStatus:
-    """A budget's windows of now, or every budget that applies to a call with these attributes."""
+    """A budget's windows of now, or every budget that applies to a call with these attributes, and why."""
 
-    async def work(connection: Connection, catalogue: Catalogue) -> list[Present]:
+    await ctx.services.catalogue(ctx.org)  # Before a user is named: the org says how.
+    if request.user_id is not None:
+        request = msgspec.structs.replace(request, user_id=ctx.user_key(request.user_id))
+
+    async def work(connection: Connection, catalogue: Catalogue) -> BudgetStatus:
+        now = await budget_store.clock(connection)
+        scene = Scene(connection, catalogue, now)
         if request.budget_id is not None:
-            return await _of_budget(connection, catalogue, budget_uuid(request.budget_id), request)
+            return await _status(scene, await _of_budget(scene, budget_uuid(request.budget_id), request))
         call: dict[str, str | None] = dict(zip(CALL_FIELDS, call_key(request), strict=True))
-        return await present(connection, catalogue.matches(call), await budget_store.clock(connection))
+        found = gatekeeping.look(catalogue, call)
+        call["team_id"] = found.team_id or call["team_id"]
+        matches = sorted(catalogue.matches(call), key=lambda m: order(m.budget))
+        status = await _status(scene, await scene.present(matches), filled=found.team_id is not None)
+        return msgspec.structs.replace(
+            status, not_applied=near_misses(catalogue, call), team_id=found.team_id, refusal=found.refusal
+        )
 
-    found = await ledger_transaction(ctx.services, ctx.org, work)
-    denying = dict.fromkeys(p.budget.budget_id for p in found if p.denies)
-    return BudgetStatus(budgets=fitting([_applied(p) for p in found]), denying=list(denying))
+    return await ledger_transaction(ctx.services, ctx.org, work)
 
 
 async def list_reservations(ctx: Context, request: ListReservations) -> ReservationList:
@@ -72,38 +85,23 @@ async def list_reservations(ctx: Context, request: ListReservations) -> Reservat
     return ReservationList(reservations=reservations, next_cursor=next_cursor)
 
 
-async def _of_budget(
-    connection: Connection, catalogue: Catalogue, budget_id: str, request: GetBudgetStatus
-) -> list[Present]:
-    budget = catalogue.by_id.get(budget_id)
+async def _of_budget(scene: Scene, budget_id: str, request: GetBudgetStatus) -> list[Present]:
+    budget = scene.catalogue.by_id.get(budget_id)
     if budget is None:
         raise not_found("there is no such budget", field="budget_id")
-    now = await budget_store.clock(connection)
     match = own_window(budget)
     if match is None and (entity := getattr(request, ENTITY_FIELD[budget.type])) is not None:
         match = Match(budget, entity)
     if match is not None:
-        return await present(connection, [match], now)
-    rows = await window_store.of_budget(connection, catalogue.org, budget_id, now, WINDOWS_MAX)
-    return [existing(budget, row) for row in rows]
+        return await scene.present([match])
+    rows = await window_store.of_budget(scene.connection, budget.org_id, budget_id, scene.now, WINDOWS_MAX)
+    return [existing(budget, row, scene.raised) for row in rows]
 
 
-def _applied(found: Present) -> AppliedBudget:
-    window = found.reply
-    own = window if own_window(found.budget) is not None else None
-    return AppliedBudget(budget=budget_reply(found.budget, own), window=window, why=_why(found))
-
-
-def _why(found: Present) -> str:
-    budget = found.budget
-    if budget.type == "global":
-        text = "global budget for every call"
-    else:
-        each = "" if own_window(budget) is not None else "each "
-        text = f"{budget.type} budget for {each}{ENTITY_FIELD[budget.type]} '{found.ref.entity_id}'"
-    if budget.filters:
-        text += ", filters " + " ".join(f"{name}={value}" for name, value in sorted(budget.filters.items()))
-    return text if budget.active else text + ", inactive"
+async def _status(scene: Scene, found: list[Present], *, filled: bool = False) -> BudgetStatus:
+    gates = await scene.gates(found)
+    applied = fitting([applied_budget(scene, p, gates, filled=filled) for p in found])
+    return BudgetStatus(budgets=applied, denying=list(dict.fromkeys(denying(found, gates))))
 
 
 def _reservation(row: ReservationRow, windows: dict[int, WindowRow], catalogue: Catalogue) -> Reservation:

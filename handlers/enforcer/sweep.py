@@ -8,7 +8,9 @@ from handlers.enforcer.alerts import alerts
 from handlers.enforcer.catalogue import Catalogue
 from handlers.enforcer.transaction import LockedWindows, holds, ledger_transaction
 from store import budgets as budget_store
+from store import compliance as compliance_store
 from store import reservations as reservation_store
+from store.compliance import Unsettled
 from store.pool import Connection
 from store.reservations import ReservationRow
 
@@ -75,12 +77,22 @@ async def _expire(services: Services, connection: Connection, catalogue: Catalog
             windows.sums[window_id].settle(amount, amount if window_id in settles else 0)
         presumed.append([a if w in settles else 0 for w, a in holds(row.window_ids, row.held).items()])
     await windows.write(connection, catalogue.org)
+    now = await budget_store.clock(connection)
     await reservation_store.expire(
         connection,
         catalogue.org,
         ids=[row.reservation_id for row in rows],
         presumed=[any(amounts) for amounts in presumed],
         held=[p if any(p) else row.held for p, row in zip(presumed, rows, strict=True)],
-        closed_at=await budget_store.clock(connection),
+        closed_at=now,
     )
+    await compliance_store.count_unsettled(connection, catalogue.org, now, _by_caller(rows))
     await alerts(services, connection, catalogue.org, catalogue.by_id, windows.rows, windows.sums, {})
+
+
+def _by_caller(rows: list[ReservationRow]) -> list[Unsettled]:
+    counts: dict[str, tuple[int, int]] = {}
+    for row in rows:
+        count, cost = counts.get(row.caller or "anonymous", (0, 0))
+        counts[row.caller or "anonymous"] = (count + 1, cost + (row.estimated_cost or 0))
+    return [Unsettled(caller, *counts[caller]) for caller in sorted(counts)]

@@ -8,6 +8,7 @@ import asyncpg
 
 from handlers.context import Context, Services
 from handlers.enforcer.beliefs import Beliefs
+from handlers.enforcer.calendar import EPOCH
 from handlers.enforcer.catalogue import Catalogue, Match
 from handlers.enforcer.ledger import Sums, sums_of
 from handlers.enforcer.windows import StaleCatalogue, open_missing
@@ -59,6 +60,7 @@ async def catalogue_change(
     committed the next decision on every agent knows it. ``taken`` is the field and text of the ``conflict`` where a
     unique name is in use. Raises SignalError ``unavailable`` after ``transaction_attempts_max`` attempts.
     """
+    await ctx.services.catalogue(ctx.org)  # A new org has its default policies before its first change.
     for _ in range(ctx.services.limits.transaction_attempts_max):
         try:
             async with ctx.database.transaction() as connection:
@@ -109,7 +111,15 @@ class LockedWindows:
         """Lock windows; the catalogue is locked and current."""
         wanted = sorted(set(window_ids))
         rows = await window_store.lock(connection, catalogue.org, wanted) if wanted else []
-        return cls(rows, {row.window_id: sums_of(catalogue.by_id[row.budget_id], row) for row in rows}, beliefs)
+        # Whatever an override does is decided by the clock after the locks; without overrides no limit asks it.
+        at = await budget_store.clock(connection) if catalogue.raises and rows else EPOCH
+        sums = {
+            row.window_id: sums_of(
+                catalogue.by_id[row.budget_id], row, catalogue.raised(row.budget_id, row.entity_id, at)
+            )
+            for row in rows
+        }
+        return cls(rows, sums, beliefs)
 
     async def write(self, connection: Connection, org: str) -> None:
         """Write what the sums have become, and let the next decision start from there."""

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from handlers.enforcer.calendar import bounds, periods_between
-from handlers.enforcer.catalogue import Catalogue, Match
+from handlers.enforcer.catalogue import EVERY, Catalogue, Match
 from handlers.enforcer.ledger import carry_over, effective_limit
 from store import budgets as budget_store
 from store import windows as window_store
 from store.budgets import BudgetRow
 from store.pool import Connection, Database
-from store.windows import WindowRow
+from store.windows import NewWindow, WindowRow
 
 Key = tuple[str, str, datetime]
 
@@ -83,48 +83,67 @@ def key_of(match: Match, at: datetime) -> Key:
 
 
 async def open_missing(
-    database: Database, catalogue: Catalogue, index: WindowIndex, wanted: Iterable[tuple[Match, datetime]]
-) -> None:
-    """Create the windows of ``wanted`` that do not exist and remember all of them.
+    database: Database,
+    catalogue: Catalogue,
+    index: WindowIndex,
+    wanted: Iterable[tuple[Match, datetime]],
+    *,
+    new_entities_max: int = 0,
+) -> list[WindowRow]:
+    """Create the windows of ``wanted`` that do not exist and remember all of them; returns them.
 
-    Raises StaleCatalogue where the catalogue changed meanwhile; nothing was created then.
+    ``new_entities_max`` (0: any number) bounds how many entities without an earlier window an org's ``*`` budgets may
+    open in an hour (R16); the windows of those beyond it are not created. Raises StaleCatalogue where the catalogue
+    changed meanwhile; nothing was created then.
     """
     keys = {key_of(match, at): (match.budget, at) for match, at in wanted}
     async with database.transaction() as connection:
         if await budget_store.lock_shared(connection, catalogue.org) != catalogue.version:
             raise StaleCatalogue
         found = await window_store.find(connection, catalogue.org, sorted(keys))
-        for key in sorted(set(keys) - set(found)):
-            budget, at = keys[key]
-            await create_window(connection, budget, entity_id=key[1], at=at)
-        found = await window_store.find(connection, catalogue.org, sorted(keys))
+        lacking = sorted(set(keys) - set(found))
+        if new_entities_max:
+            lacking = await _within_cap(connection, catalogue, lacking, new_entities_max)
+        if lacking:
+            new = [await _new(connection, keys[key][0], key[1], keys[key][1]) for key in lacking]
+            await window_store.create(connection, catalogue.org, new)
+            found |= await window_store.find(connection, catalogue.org, lacking)
     index.add(found.values())
+    return list(found.values())
 
 
-async def create_window(connection: Connection, budget: BudgetRow, *, entity_id: str, at: datetime) -> None:
-    """Create the window of ``at``, with what its predecessor leaves (R14: computed once)."""
+async def _within_cap(connection: Connection, catalogue: Catalogue, lacking: list[Key], most: int) -> list[Key]:
+    """Those of ``lacking`` that may be opened: all but new entities of ``*`` budgets for which the hour has no room."""
+    every = [key for key in lacking if catalogue.by_id[key[0]].entity_id == EVERY and key[1] != EVERY]
+    if not every:
+        return lacking
+    pairs = sorted({key[:2] for key in every})
+    known = await window_store.known_entities(connection, catalogue.org, pairs)
+    new = [pair for pair in pairs if pair not in known]
+    room = await window_store.take_new_entities(connection, catalogue.org, len(new), most) if new else 0
+    refused = set(new[room:])
+    return [key for key in lacking if key[:2] not in refused]
+
+
+async def _new(connection: Connection, budget: BudgetRow, entity_id: str, at: datetime) -> NewWindow:
+    """The window of ``at``, with what its predecessor leaves (R14: computed once)."""
     start, end = bounds(budget.period, budget.timezone, at)
     carry = await carry_into(connection, budget, entity_id, start)
-    await window_store.create(
-        connection,
-        budget.org_id,
-        budget_id=budget.budget_id,
-        entity_id=entity_id,
-        starts_at=start,
-        ends_at=end,
-        carry=carry,
-        high_limit=effective_limit(budget, carry) if budget.blocking else None,
-    )
+    limit = effective_limit(budget, carry) if budget.blocking else None
+    return NewWindow(budget.budget_id, entity_id, start, end, carry, limit)
 
 
-async def carry_into(connection: Connection, budget: BudgetRow, entity_id: str, start: datetime) -> int:
+async def carry_into(
+    connection: Connection, budget: BudgetRow, entity_id: str, start: datetime, *, lock: bool = True
+) -> int:
     """What a new window gets from those before it.
 
-    Windows that nobody opened had nothing spent in them; the first one counts from the budget's own start.
+    Windows that nobody opened had nothing spent in them; the first one counts from the budget's own start. Whoever
+    only shows what a window would get does not ``lock`` the one before it.
     """
     if budget.rollover_policy == "none" or budget.period == "total":
         return 0
-    last = await window_store.latest_before(connection, budget.org_id, budget.budget_id, entity_id, start)
+    last = await window_store.latest_before(connection, budget.org_id, budget.budget_id, entity_id, start, lock=lock)
     if last is not None:
         remaining = budget.base_limit + last.carry - last.spent - last.reserved
         idle = periods_between(budget.period, budget.timezone, last.starts_at, start) - 1

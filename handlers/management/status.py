@@ -7,10 +7,12 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from handlers.context import Context
+from handlers.management.compliance import compliance
 from handlers.management.reconcile import reconcile
 from schemas import CONTRACT_VERSION
 from schemas.errors import not_found
 from schemas.management import (
+    Compliance,
     Describe,
     Description,
     GetStatus,
@@ -23,7 +25,7 @@ from schemas.management import (
 from schemas.subjects import USAGE_STREAM
 from signals import Request, contract, registry, route
 from signals import management as signals
-from store import dead_letters, outbox, reservations
+from store import budgets, dead_letters, outbox, reservations
 from store.pool import is_unavailable
 
 T = TypeVar("T")
@@ -32,6 +34,7 @@ RECONCILE_TIMEOUT_S: Final = 20.0
 AGENT: Final = "agent"
 LEDGER: Final = "postgresql"
 SUMS: Final = "reconciliation"
+FIGURES: Final = "compliance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ async def get_status(ctx: Context, request: GetStatus) -> Status:
         if reconciliation is not None and not reconciliation.ok:
             sums = Part(name=SUMS, ok=False, detail="sums differ")
         parts.append(sums)
-    return _status(ctx, told or {}, parts, ledger, reconciliation)
+    figures, _ = await _bounded(FIGURES, _compliance(ctx), PART_TIMEOUT_S)
+    return _status(ctx, told or {}, parts, ledger, reconciliation, figures)
 
 
 async def describe(ctx: Context, request: Describe) -> Description:
@@ -84,6 +88,15 @@ async def _ledger(ctx: Context) -> _Ledger:
             ReservationCounts(live=live, oldest_expires_at=oldest),
             await outbox.pending(connection),
             await dead_letters.count_open(connection, ctx.org),
+        )
+
+
+async def _compliance(ctx: Context) -> Compliance:
+    limits = ctx.services.limits
+    async with ctx.database.connection() as connection:
+        now = await budgets.clock(connection)
+        return await compliance(
+            connection, ctx.org, now, days=limits.compliance_days, callers_max=limits.compliance_callers_max
         )
 
 
@@ -124,6 +137,7 @@ def _status(
     parts: list[Part],
     ledger: _Ledger | None,
     reconciliation: Reconciliation | None,
+    figures: Compliance | None,
 ) -> Status:
     now = ctx.now()
     return Status(
@@ -140,6 +154,7 @@ def _status(
         requests=told.get("requests", {}),
         outbox_pending=None if ledger is None else ledger.outbox_pending,
         reconciliation=reconciliation,
+        compliance=figures,
     )
 
 

@@ -10,14 +10,16 @@ from typing import Literal
 import asyncpg
 import msgspec
 
+from handlers.alerts.expensive import raise_expensive
 from handlers.context import Services
 from handlers.enforcer.alerts import alerts
 from handlers.enforcer.catalogue import Catalogue, Match
-from handlers.enforcer.plan import UNITS, Planner, call_key
-from handlers.enforcer.settle import Charges, Holding, Move, book, charged_at, settle, unreserved
+from handlers.enforcer.plan import UNITS, Plan, Planner, call_key
+from handlers.enforcer.settle import Charges, Holding, Move, book_each, by_window, charged_at, settle, unreserved
 from handlers.enforcer.transaction import LockedWindows, MissingWindows, ledger_transaction
 from handlers.events import cloud_event
 from handlers.tracker.dead import conflict_letter, poison_letter, tell
+from handlers.tracker.observe import Observations
 from handlers.tracker.priced import COLUMNS, PricedEvent
 from handlers.tracker.rollup import rollup_rows
 from schemas.base import ATTRIBUTION_FIELDS
@@ -29,6 +31,7 @@ from store import dead_letters as dead_letter_store
 from store import outbox as outbox_store
 from store import partitions, rollups
 from store import reservations as reservation_store
+from store import sizing as sizing_store
 from store import usage as usage_store
 from store import windows as window_store
 from store.dead_letters import DeadLetterRow
@@ -163,13 +166,18 @@ class Applier:
 
 
 class _Application:
-    """One transaction's work on new events, in lock order: reservations, rollups, windows last (R1)."""
+    """One transaction's work on new events, in lock order: reservations, rollups, sizing, windows, overrun causes (R1).
+
+    What is observed is known only once the reservations are locked, and shared by every agent like the rollups: so it
+    follows those, before the windows. Overrun is known only under the windows' locks: its causes follow them.
+    """
 
     def __init__(self, services: Services, planner: Planner, connection: Connection, org: str) -> None:
         self._services = services
         self._planner = planner
         self._connection = connection
         self._org = org
+        self._seen = Observations()
 
     async def run(self, fresh: list[PricedEvent]) -> None:
         entries = [_Entry(event) for event in fresh]
@@ -179,8 +187,17 @@ class _Application:
         await usage_store.insert_events(self._connection, _ALL_COLUMNS, [_record(entry) for entry in entries])
         # After the events, whose insertion nobody waits for: rollup rows are shared by every agent.
         await rollups.add(self._connection, self._org, rollup_rows((e.event, e.reserved) for e in entries))
+        limits = self._services.limits
+        await sizing_store.add(
+            self._connection,
+            self._org,
+            self._seen.by_key,
+            keys_max=limits.sizing_keys_max,
+            samples_max=limits.sizing_samples_max,
+        )
         await self._write_reservations(holdings)
         await self._book(moves)
+        await raise_expensive(self._services, self._connection, self._planner.catalogue, [e.event for e in entries])
         await self._tell_unpriced(fresh)
 
     async def _find_reservations(self, entries: list[_Entry]) -> None:
@@ -229,26 +246,41 @@ class _Application:
             entry.reserved = holding is not None
             at = charged_at(holding.row if holding else None, event.timestamp, event.arrived_at, too_old=too_old)
             entry.charged_at = at
-            window_ids, units, lacking = self._planner.charged(self._planner.plan(call_key(event)), at)
+            plan = self._planner.plan(call_key(event))
+            if plan.team_id is not None or plan.mismatch:
+                entry.event = event = _directed(event, plan)
+            window_ids, units, lacking = self._planner.charged(plan, at)
             missing += [(match, at) for match in lacking]
             measures = (event.cost or 0, event.prompt_tokens + event.completion_tokens, int(event.final))
             charges = {window_id: measures[unit] for window_id, unit in zip(window_ids, units, strict=True)}
             if 0 in measures:
                 charges = {window_id: amount for window_id, amount in charges.items() if amount}
             entry.charges = charges
-            if holding is None:
-                moves += unreserved(charges)
-            else:
-                self._charge_inactive(holding, entry, measures)
-                moves += settle(holding, charges, final=event.final)
+            moves += self._moves(entry, holding, measures, dict(zip(window_ids, units, strict=True)))
         if missing:
             raise MissingWindows(missing)
         return moves
 
-    def _charge_inactive(self, holding: Holding, entry: _Entry, measures: tuple[int, int, int]) -> None:
+    def _moves(
+        self, entry: _Entry, holding: Holding | None, measures: tuple[int, int, int], units: dict[int, int]
+    ) -> list[Move]:
+        if holding is None:
+            moves = unreserved(entry.charges)
+            self._seen.unreserved(moves, units)
+            return moves
+        self._charge_inactive(holding, entry, measures, units)
+        held = dict(holding.held)
+        moves = settle(holding, entry.charges, final=entry.event.final)
+        self._seen.settled(holding, entry.event, held, moves, units)
+        return moves
+
+    def _charge_inactive(
+        self, holding: Holding, entry: _Entry, measures: tuple[int, int, int], units: dict[int, int]
+    ) -> None:
         """A budget deactivated since the reservation was made settles it normally (R4)."""
         for match, ref in self._planner.windows(w for w in holding.held if w not in entry.charges):
-            amount = measures[UNITS.index(match.budget.unit)]
+            units[ref.window_id] = UNITS.index(match.budget.unit)
+            amount = measures[units[ref.window_id]]
             if not match.budget.active and amount:
                 entry.charges[ref.window_id] = amount
 
@@ -261,12 +293,13 @@ class _Application:
             await reservation_store.close(self._connection, self._org, ids=settled, status="settled", closed_at=at)
         if presumed:
             await reservation_store.settle_presumed(self._connection, self._org, presumed)
-        partial = [h for h in holdings.values() if h.live and list(h.held.values()) != h.row.held]
+        partial = [h for h in holdings.values() if h.live and h.taken_from]
         if partial:
             partial.sort(key=lambda h: h.row.reservation_id)
             ids = [h.row.reservation_id for h in partial]
             held = [list(h.held.values()) for h in partial]
-            await reservation_store.write_held(self._connection, self._org, ids=ids, held=held)
+            used = [h.used for h in partial]
+            await reservation_store.write_held(self._connection, self._org, ids=ids, held=held, used=used)
 
     async def _book(self, moves: list[Move]) -> None:
         if not moves:
@@ -274,9 +307,11 @@ class _Application:
         catalogue = self._planner.catalogue
         beliefs = self._services.beliefs(self._org)
         windows = await LockedWindows.lock(self._connection, catalogue, (move[0] for move in moves), beliefs)
-        overrun = book(moves, windows.sums)
+        over = book_each(moves, windows.sums)
+        overrun = by_window(moves, over)
         await windows.write(self._connection, self._org)
         await alerts(self._services, self._connection, self._org, catalogue.by_id, windows.rows, windows.sums, overrun)
+        await sizing_store.count_overrun(self._connection, self._org, self._seen.overruns(over))
 
     async def _tell_unpriced(self, fresh: list[PricedEvent]) -> None:
         """Event ``usage.unpriced`` once a day for each model."""
@@ -307,6 +342,12 @@ def _filled(event: PricedEvent, row: ReservationRow) -> PricedEvent:
     if event.reservation_id is None:
         lacking["reservation_id"] = row.reservation_id
     return msgspec.structs.replace(event, **lacking) if lacking else event
+
+
+def _directed(event: PricedEvent, plan: Plan) -> PricedEvent:
+    """What the directory adds (R16): the team that the event leaves out, or that its team is not its user's."""
+    flags = [*event.flags, "attribution_mismatch"] if plan.mismatch else event.flags
+    return msgspec.structs.replace(event, team_id=plan.team_id or event.team_id, flags=flags)
 
 
 def _record(entry: _Entry) -> tuple[object, ...]:

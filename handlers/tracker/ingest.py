@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -10,9 +10,10 @@ from typing import Final
 import msgspec
 
 from handlers.context import Services
+from handlers.identities import rename_users
 from handlers.tracker.apply import Applier, Effect
 from handlers.tracker.dead import refused_letter, tell
-from handlers.tracker.intake import BATCH_VERSION, StoredBatch, enveloped
+from handlers.tracker.intake import BATCH_VERSION, StoredBatch, anonymous, enveloped
 from handlers.tracker.priced import PricedEvent, priced
 from schemas.base import CloudEvent
 from schemas.codec import Codec, prefixed, unwrap
@@ -151,7 +152,7 @@ class Ingest:
     def _event(self, org: str, message: StreamMessage, data: bytes, index: int | None) -> PricedEvent | DeadLetterRow:
         key = message.key if index is None else f"{message.key}-{index}"
         try:
-            event = _EVENT.decode(data)
+            event = anonymous(self._services, org, _EVENT.decode(data))
             return priced(
                 event,
                 org=org,
@@ -159,10 +160,17 @@ class Ingest:
                 arrived_at=message.arrived_at,
                 cards=self._services.rate_cards,
                 limits=self._services.limits,
+                settings=self._services.org_settings(org),
             ).event
         except SignalError as error:
             named = error if index is None else prefixed(error, f"events[{index}]")
             return self._letter(org, message, named, key, data)
+
+    def _hidden(self, org: str, data: bytes) -> bytes:
+        """What was sent; where the org keeps no user names, with surrogates in their place."""
+        if self._services.org_settings(org).user_names == "keep":
+            return data
+        return _scrubbed(data, lambda name: self._services.vault.surrogate(org, name))
 
     def _letter(self, org: str, message: StreamMessage, error: SignalError, key: str, data: bytes) -> DeadLetterRow:
         return refused_letter(
@@ -171,10 +179,18 @@ class Ingest:
             error=error,
             subject=message.subject,
             source_key=key,
-            payload=data,
+            payload=self._hidden(org, data),
             arrived_at=message.arrived_at,
             usage_id=_id_in(data),
         )
+
+
+def _scrubbed(data: bytes, key_of: Callable[[str], str]) -> bytes:
+    try:
+        document = msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return data
+    return msgspec.json.encode(document) if rename_users(document, key_of) else data
 
 
 def _org(subject: str) -> str:

@@ -105,12 +105,13 @@ class Intake:
     def _receipt(self, org: str, event: UsageEvent) -> Receipt:
         services = self._services
         return priced(
-            event,
+            anonymous(services, org, event),
             org=org,
             event_id=event.id or services.new_id(),
             arrived_at=services.clock(),
             cards=services.rate_cards,
             limits=services.limits,
+            settings=services.org_settings(org),
         )
 
     async def _store(self, waiters: Sequence[Waiter]) -> None:
@@ -214,6 +215,13 @@ def enveloped(event: UsageEvent, envelope: CloudEvent) -> UsageEvent:
     if event.timestamp is None and envelope.time is not None:
         changes["timestamp"] = envelope.time
     return msgspec.structs.replace(event, **changes) if changes else event
+
+
+def anonymous(services: Services, org: str, event: UsageEvent) -> UsageEvent:
+    """An event with a surrogate for its user's name. Raises SignalError where the org refuses plain names."""
+    if event.user_id is None:
+        return event
+    return msgspec.structs.replace(event, user_id=services.user_key(org, event.user_id))
 
 
 def _has_events(data: bytes) -> bool:

@@ -9,9 +9,10 @@ from typing import Any, Final
 import msgspec
 
 from handlers.context import Limits
-from handlers.cost.price import LineItem, Priced, price
+from handlers.cost.price import PER, LineItem, Priced, price
 from handlers.cost.rate_card import RateCard
-from handlers.cost.resolve import RateCards
+from handlers.cost.resolve import RateCards, provider_key
+from handlers.org_settings import OrgSettings
 from handlers.tracker.counts import counts_of
 from handlers.tracker.normalise import Normalised
 from schemas.errors import invalid
@@ -21,6 +22,7 @@ from schemas.usage import UsageEvent
 _FIELDS: Final = len(msgspec.structs.fields(UsageEvent))
 _PACK: Final = msgspec.msgpack.Encoder(order="deterministic").encode
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+ORG_DEFAULTS: Final = OrgSettings()
 _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -103,22 +105,37 @@ def payload_hash(event: UsageEvent) -> bytes:
 
 
 def priced(
-    event: UsageEvent, *, org: str, event_id: str, arrived_at: datetime, cards: RateCards, limits: Limits
+    event: UsageEvent,
+    *,
+    org: str,
+    event_id: str,
+    arrived_at: datetime,
+    cards: RateCards,
+    limits: Limits,
+    settings: OrgSettings = ORG_DEFAULTS,
 ) -> Receipt:
-    """Validate, count and price an event. Raises SignalError naming the field; nothing is stored then."""
+    """Validate, count and price an event. Raises SignalError naming the field; nothing is stored then.
+
+    What the provider reported as its cost is the cost where the org's ``settings`` trust that provider.
+    """
     timestamp = _time(event.timestamp, arrived_at, limits)
     found = counts_of(event)
     tier = event.service_tier or found.service_tier
     card = cards.resolve(event.provider, event.model, timestamp, service_tier=tier, batch=event.batch)
     cost = price(card, found.quantities) if card is not None else None
     _check_bounds(event, limits)
+    reported = _reported(event, found)
+    if reported is not None and believes(settings, provider_key(event.provider)):
+        charged, cost, warnings = None, _as_reported(reported), list(found.flags)
+    else:
+        charged, warnings = card, _warnings(event, card, cost, found)
     if cost is not None and (cost.cost_nanos or 0) > CALL_COST_NANOS_MAX:
         raise invalid("makes the cost larger than that of any one call", field="completion_tokens")
     return Receipt(
-        event=_columns(event, org, event_id, timestamp, arrived_at, found, card, cost),
+        event=_columns(event, org, event_id, timestamp, arrived_at, found, charged, cost, reported),
         context_used=found.context_tokens,
         context_limit=None if card is None else card.context_window,
-        warnings=_warnings(event, card, cost, found),
+        warnings=warnings,
     )
 
 
@@ -131,6 +148,7 @@ def _columns(
     found: Normalised,
     card: RateCard | None,
     cost: Priced | None,
+    reported: int | None,
 ) -> PricedEvent:
     used = found.quantities
     return PricedEvent(
@@ -138,8 +156,8 @@ def _columns(
         event_id,
         timestamp,
         arrived_at,
-        event.provider,
-        event.model,
+        provider_key(event.provider),
+        event.model.strip(),
         used.prompt_tokens,
         used.completion_tokens,
         used.cache_read_tokens,
@@ -157,10 +175,10 @@ def _columns(
         cost.cost_nanos if cost is not None else None,
         card.currency if card is not None else event.currency,
         cost.cost_status if cost is not None else "unpriced",
-        card.source if card is not None else None,
+        card.source if card is not None else _source(cost),
         card.version if card is not None else None,
         _line_items(cost.line_items) if cost is not None else "[]",
-        _reported(event, found),
+        reported,
         event.user_id,
         event.team_id,
         event.project_id,
@@ -185,6 +203,23 @@ def _columns(
         list(found.flags),
         payload_hash(event),
     )
+
+
+def believes(settings: OrgSettings, provider: str) -> bool:
+    """Whether an org takes what this provider reports as a call's cost (R16)."""
+    if settings.reported_cost == "listed":
+        return provider in map(provider_key, settings.reported_cost_providers)
+    return settings.reported_cost == "always"
+
+
+def _as_reported(nanos: int) -> Priced:
+    """One line item of one call at the reported cost, so that this cost, too, is a quantity times a rate."""
+    item = LineItem(kind="reported", quantity=1, rate_nanos_per_million=nanos * PER, cost_nanos=nanos)
+    return Priced(line_items=(item,), cost_nanos=nanos, unpriced_kinds=())
+
+
+def _source(cost: Priced | None) -> str | None:
+    return None if cost is None else "reported"
 
 
 def _time(stated: datetime | None, arrived_at: datetime, limits: Limits) -> datetime:

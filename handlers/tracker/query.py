@@ -10,6 +10,7 @@ from handlers.context import Context
 from handlers.cursor import decode_cursor, fitting, page
 from handlers.enforcer.answers import wire_time
 from handlers.enforcer.calendar import zone
+from handlers.enforcer.catalogue import EVERY
 from handlers.moment import in_utc
 from handlers.tracker.rollup import bucket_of
 from schemas.errors import invalid
@@ -80,8 +81,19 @@ def _query(ctx: Context, start: datetime | None, end: datetime | None, filters: 
     start, end = in_utc(start, "start"), in_utc(end, "end")
     if start is not None and end is not None and start >= end:
         raise invalid("must be after start", field="end")
-    given = {name: like_pattern(v) for name, v in msgspec.structs.asdict(filters).items() if v is not None}
+    stated = {name: value for name, value in msgspec.structs.asdict(filters).items() if value is not None}
+    if "user_id" in stated:
+        stated["user_id"] = _user(ctx, stated["user_id"])
+    given = {name: like_pattern(value) for name, value in stated.items()}
     return UsageQuery(org=ctx.org, start=start, end=end, filters=given)
+
+
+def _user(ctx: Context, name: str) -> str:
+    if name == EVERY:
+        return name
+    if EVERY in name:
+        raise invalid("user names are not stored with usage, so a pattern finds none: name the user", field="user_id")
+    return ctx.user_key(name)
 
 
 def _rollups_answer(request: AggregateUsage, query: UsageQuery) -> bool:

@@ -52,3 +52,10 @@ CREATE TABLE installation (
     key text PRIMARY KEY,
     value text NOT NULL
 );
+
+-- How many entities the org's "*" budgets have met for the first time in this hour (R16).
+CREATE TABLE new_entity (
+    org_id text PRIMARY KEY,
+    hour timestamptz NOT NULL,
+    count bigint NOT NULL
+);

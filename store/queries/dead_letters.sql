@@ -23,3 +23,11 @@ UPDATE dead_letter SET status = 'retried', retried_at = clock_timestamp() WHERE 
 
 -- name: count_open
 SELECT count(*) FROM dead_letter WHERE org_id = $1 AND status = 'open'
+
+-- name: naming
+SELECT dead_letter_id, payload FROM dead_letter
+WHERE org_id = $1 AND position($2::bytea in payload) > 0 AND ($3::uuid IS NULL OR dead_letter_id > $3)
+ORDER BY dead_letter_id LIMIT $4 FOR UPDATE
+
+-- name: replace_payload
+UPDATE dead_letter SET payload = $3 WHERE org_id = $1 AND dead_letter_id = $2

@@ -55,13 +55,18 @@ UPDATE reservation SET presumed = false, status = 'settled'
 WHERE org_id = $1 AND reservation_id = ANY ($2::uuid[]) AND status = 'expired' AND presumed
 
 -- name: write_held
-UPDATE reservation r SET held = n.held::bigint[]
-FROM unnest($2::uuid[], $3::text[]) AS n (reservation_id, held)
+UPDATE reservation r SET held = n.held::bigint[], used_cost = n.used_cost, used_tokens = n.used_tokens
+FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::bigint[]) AS n (reservation_id, held, used_cost, used_tokens)
 WHERE r.org_id = $1 AND r.reservation_id = n.reservation_id AND r.status = 'live'
 
 -- name: extend
 UPDATE reservation SET expires_at = $3, provider = $4, model = $5, estimated_cost = $6, estimated_tokens = $7,
-    window_ids = $8, held = $9
+    window_ids = $8, held = $9,
+    -- Parts that were used under another estimate cannot be compared with this one.
+    used_cost = CASE WHEN used_tokens = 0 OR (estimated_cost, estimated_tokens) IS NOT DISTINCT FROM ($6, $7)
+        THEN used_cost END,
+    used_tokens = CASE WHEN used_tokens = 0 OR (estimated_cost, estimated_tokens) IS NOT DISTINCT FROM ($6, $7)
+        THEN used_tokens END
 WHERE org_id = $1 AND reservation_id = $2 AND status = 'live'
 
 -- name: expired

@@ -22,6 +22,11 @@ UPDATE budget_window SET exceeded_at = ledger_clock()
 WHERE org_id = $1 AND window_id = ANY ($2::bigint[]) AND exceeded_at IS NULL
 RETURNING window_id
 
+-- name: add_shadow_denied
+UPDATE budget_window w SET shadow_denied = w.shadow_denied + n.more
+FROM unnest($2::bigint[], $3::bigint[]) AS n (window_id, more)
+WHERE w.org_id = $1 AND w.window_id = n.window_id
+
 -- name: find
 SELECT w.* FROM budget_window w
 JOIN unnest($2::uuid[], $3::text[], $4::timestamptz[]) AS k (budget_id, entity_id, starts_at)
@@ -33,10 +38,32 @@ SELECT * FROM budget_window
 WHERE org_id = $1 AND budget_id = $2 AND entity_id = $3 AND starts_at < $4
 ORDER BY starts_at DESC LIMIT 1 FOR UPDATE
 
+-- name: seen_before
+SELECT * FROM budget_window
+WHERE org_id = $1 AND budget_id = $2 AND entity_id = $3 AND starts_at < $4
+ORDER BY starts_at DESC LIMIT 1
+
 -- name: create
 INSERT INTO budget_window (org_id, budget_id, entity_id, starts_at, ends_at, carry, high_limit, backfilled, spent, overrun)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8, $9)
+SELECT $1, n.budget_id, n.entity_id, n.starts_at, n.ends_at, n.carry, n.high_limit, n.backfilled, n.backfilled, n.overrun
+FROM unnest($2::uuid[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::bigint[], $7::bigint[], $8::bigint[],
+    $9::bigint[]) AS n (budget_id, entity_id, starts_at, ends_at, carry, high_limit, backfilled, overrun)
+ORDER BY n.budget_id, n.entity_id, n.starts_at
 ON CONFLICT (org_id, budget_id, entity_id, starts_at) DO NOTHING
+
+-- name: known_entities
+SELECT k.budget_id, k.entity_id FROM unnest($2::uuid[], $3::text[]) AS k (budget_id, entity_id)
+WHERE EXISTS (SELECT FROM budget_window w
+    WHERE w.org_id = $1 AND w.budget_id = k.budget_id AND w.entity_id = k.entity_id)
+
+-- name: lock_new_entities
+INSERT INTO new_entity (org_id, hour, count) VALUES ($1, date_trunc('hour', ledger_clock()), 0)
+ON CONFLICT (org_id) DO UPDATE SET
+    count = CASE WHEN new_entity.hour = excluded.hour THEN new_entity.count ELSE 0 END, hour = excluded.hour
+RETURNING count
+
+-- name: add_new_entities
+UPDATE new_entity SET count = count + $2 WHERE org_id = $1
 
 -- name: of_budget
 SELECT * FROM budget_window

@@ -1,20 +1,36 @@
-"""create_budget, update_budget, list_budgets: validation, versions, the event, and what a backfill counts."""
+"""create, update, delete and list_budgets: validation, versions, rates, events, the trail; what a backfill counts."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 
-from handlers.context import Context, Services
-from handlers.enforcer.budgets import create_budget, list_budgets, update_budget
+from handlers.context import Caller, Context, Services
+from handlers.enforcer.budgets import create_budget, delete_budget, list_budgets, update_budget
+from handlers.enforcer.calendar import EPOCH
 from handlers.enforcer.catalogue import pattern_matches
+from handlers.enforcer.drafts import drafted
 from handlers.enforcer.status import get_budget_status
 from handlers.management.reconcile import reconcile
-from schemas.budget import BudgetFilters, CreateBudget, GetBudgetStatus, ListBudgets, Rollover, UpdateBudget
+from schemas.budget import (
+    Budget,
+    BudgetFilters,
+    CreateBudget,
+    DeleteBudget,
+    GetBudgetStatus,
+    ListBudgets,
+    Rate,
+    Rollover,
+    UpdateBudget,
+)
+from schemas.codec import Codec
+from store import budgets as budget_store
 from store.sql import like_pattern
-from tests.support.services import apply_usage, context, gpt, outbox_events, refusal
+from tests.support.services import apply_usage, checked, context, gpt, outbox_events, refusal, user
 
 
 def wanted(name: str = "b", **fields: Any) -> CreateBudget:
@@ -196,7 +212,7 @@ async def test_a_new_budget_counts_from_now(ctx: Context, services: Services) ->
         ({"period": "total", "unit": "tokens", "limit": "10000"}, {"*": ("3300", "0")}),
         ({"period": "total", "unit": "requests", "limit": "10000"}, {"*": ("2", "0")}),
         ({"period": "total", "type": "team", "entity_id": "t1"}, {"t1": ("0.007", "0")}),
-        ({"period": "total", "type": "user"}, {"u1": ("0.0035", "0"), "u2": ("0.0035", "0")}),
+        ({"period": "total", "type": "user"}, {user("u1"): ("0.0035", "0"), user("u2"): ("0.0035", "0")}),
         ({"period": "total", "filters": BudgetFilters(model="gpt-*", feature="a_b%")}, {"*": ("0.0035", "0")}),
         ({"period": "total", "filters": BudgetFilters(model="gpt-?o")}, {"*": ("0", "0")}),
     ],
@@ -253,7 +269,7 @@ async def test_events_applied_while_a_budget_is_created_are_counted_exactly_once
     for budget in results[3:]:
         assert budget is not None
         found = await spent(ctx, budget.budget_id)
-        assert found == {f"u{n}": ("0.035", "0") for n in range(3)}
+        assert found == {user(f"u{n}"): ("0.035", "0") for n in range(3)}
     assert (await reconcile(ctx)).ok
 
 
@@ -280,3 +296,257 @@ async def test_years_of_unused_limits_carry_no_more_than_the_ledger_holds(ctx: C
     await apply_usage(services, gpt())
     (applied,) = (await get_budget_status(ctx, GetBudgetStatus(budget_id=budget.budget_id))).budgets
     assert applied.window.limit == "5000000000"
+
+
+RATE = Rate(limit="60")
+
+
+async def trail(services: Services) -> list[dict[str, Any]]:
+    rows = await services.database.fetch("SELECT content FROM audit ORDER BY seq")
+    return [msgspec.json.decode(row["content"]) for row in rows]
+
+
+def manager(services: Services, *teams: str) -> Context:
+    return Context(services, Caller("default", "mia", frozenset({"manager"}), frozenset(teams)))
+
+
+async def throttled(ctx: Context, **fields: Any) -> Budget:
+    return await create_budget(ctx, wanted("slow", **{"enforcement": "throttle", "rate": RATE, **fields}))
+
+
+async def rate_of(ctx: Context, main: Budget) -> Budget | None:
+    found = (await list_budgets(ctx, ListBudgets())).budgets
+    return next((b for b in found if b.gate_id == main.budget_id), None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"enforcement": "throttle"}, "rate"),
+        ({"enforcement": "throttle", "period": "minute", "rate": RATE}, "rate"),
+        ({"enforcement": "throttle", "period": "hourly", "rate": RATE}, "rate"),
+        ({"enforcement": "block", "rate": RATE}, "rate"),
+        ({"enforcement": "warn", "rate": RATE}, "rate"),
+        ({"enforcement": "throttle", "rate": Rate(limit="x")}, "rate.limit"),
+        ({"enforcement": "throttle", "rate": Rate(limit="1.5", unit="tokens")}, "rate.limit"),
+    ],
+)
+async def test_a_rate_belongs_to_a_long_throttle_and_to_nothing_else(
+    ctx: Context, fields: dict[str, Any], field: str
+) -> None:
+    error = await refusal(create_budget(ctx, wanted(**fields)))
+    assert (error.code, error.field) == ("invalid_request", field)
+    assert (await list_budgets(ctx, ListBudgets())).budgets == []
+
+
+async def test_a_rate_is_a_budget_behind_the_gate_of_the_throttled_one(ctx: Context, services: Services) -> None:
+    main = await throttled(ctx, type="user", filters=BudgetFilters(model="gpt-*"), timezone="Asia/Tokyo")
+    assert main.rate == Rate(limit="60", unit="requests", period="minute")
+    rate = await rate_of(ctx, main)
+    assert rate is not None
+    assert (rate.name, rate.enforcement, rate.unit, rate.period, rate.limit) == (
+        "slow (rate)",
+        "throttle",
+        "requests",
+        "minute",
+        "60",
+    )
+    same = ("type", "entity_id", "filters", "timezone", "on_expiry", "active")
+    assert [getattr(rate, name) for name in same] == [getattr(main, name) for name in same]
+    async with services.database.connection() as connection:
+        rows = await budget_store.load(connection, "default")
+    assert {row.name: row.blocking for row in rows} == {"slow": False, "slow (rate)": False}
+    assert len(await outbox_events(services)) == 1  # The rate is part of what the one event tells.
+    assert [e["after"]["rate"]["limit"] for e in await trail(services)] == ["60"]
+
+
+async def test_a_rate_changes_with_its_budget_and_never_alone(ctx: Context, services: Services) -> None:
+    main = await throttled(ctx)
+    rate = await rate_of(ctx, main)
+    assert rate is not None
+    for refused in (
+        update_budget(ctx, UpdateBudget(budget_id=rate.budget_id, version=1, limit="5")),
+        delete_budget(ctx, DeleteBudget(budget_id=rate.budget_id, version=1)),
+    ):
+        error = await refusal(refused)
+        assert (error.code, error.field) == ("invalid_request", "budget_id")
+        assert main.budget_id in error.message
+
+    async def change(version: int, **fields: Any) -> Budget | None:
+        changed = await update_budget(ctx, UpdateBudget(budget_id=main.budget_id, version=version, **fields))
+        found = await rate_of(ctx, changed)
+        assert (changed.rate is None) == (found is None)
+        return found
+
+    renamed = await change(1, name="slower", active=False)
+    assert renamed is not None
+    assert (renamed.budget_id, renamed.name, renamed.active, renamed.limit) == (
+        rate.budget_id,
+        "slower (rate)",
+        False,
+        "60",
+    )
+    limited = await change(2, rate=Rate(limit="30"), active=True)
+    assert limited is not None and (limited.budget_id, limited.limit) == (rate.budget_id, "30")
+    untouched = await change(3, limit="99")
+    assert untouched is not None and untouched.version == limited.version
+    other = await change(4, rate=Rate(limit="1.5", unit="cost", period="hourly"))
+    assert other is not None and other.budget_id != rate.budget_id
+    assert (other.name, other.currency, other.limit) == ("slower (rate)", "USD", "1.5")
+    error = await refusal(change(5, enforcement="block", rate=RATE))
+    assert error.field == "rate"
+    assert await change(5, enforcement="block") is None
+    error = await refusal(change(6, enforcement="throttle"))
+    assert error.field == "rate"
+    assert await change(6, enforcement="throttle", rate=RATE) is not None
+    known = services.catalogues.known("default")
+    assert known is not None and rate.budget_id in known.by_id  # Its history stays.
+
+
+async def test_a_throttle_refuses_nothing_before_its_limit_and_only_by_its_rate_after(
+    ctx: Context, services: Services
+) -> None:
+    await throttled(ctx, unit="requests", limit="2", period="total", rate=Rate(limit="1", period="hourly"))
+    call: dict[str, Any] = {"provider": "openai", "model": "gpt-4o", "prompt_tokens": 10, "max_completion_tokens": 10}
+    answers = [await checked(services, **call) for _ in range(4)]
+    # The rate counts all calls; while the budget has room it refuses none of them.
+    assert [a["approved"] for a in answers] == [True, True, False, False]
+    assert {a["reason"]["code"] for a in answers[2:]} == {"throttled"}
+
+
+async def test_blocking_is_of_those_that_refuse_by_themselves() -> None:
+    row = drafted(wanted(), org="o", now=EPOCH, new_id=lambda: "id").main
+    blocking = {
+        (enforcement, period): replace(row, enforcement=enforcement, period=period).blocking
+        for enforcement in ("block", "downgrade", "warn", "shadow", "throttle")
+        for period in ("minute", "hourly", "daily", "total")
+    }
+    assert {pair for pair, is_blocking in blocking.items() if is_blocking} == {
+        *((e, p) for e in ("block", "downgrade") for p in ("minute", "hourly", "daily", "total")),
+        ("throttle", "minute"),
+        ("throttle", "hourly"),
+    }
+    assert not replace(row, enforcement="throttle", period="minute", gate_id="x").blocking
+
+
+async def test_a_fallback_is_taken_away_by_null_and_kept_when_left_out(ctx: Context) -> None:
+    budget = await create_budget(ctx, wanted(fallback_model="small"))
+    decode = Codec(UpdateBudget).decode
+    body = {"budget_id": budget.budget_id, "version": 1, "limit": "5"}
+    kept = await update_budget(ctx, decode(msgspec.json.encode(body)))
+    assert kept.fallback_model == "small"
+    gone = await update_budget(ctx, decode(msgspec.json.encode(body | {"version": 2, "fallback_model": None})))
+    assert gone.fallback_model is None
+
+
+async def test_a_deleted_budget_is_gone_but_never_forgotten(ctx: Context, services: Services) -> None:
+    budget = await create_budget(ctx, wanted("b", limit="1"))
+    call: dict[str, Any] = {
+        "provider": "openai",
+        "model": "gpt-4o",
+        "prompt_tokens": 1_000,
+        "max_completion_tokens": 100,
+    }
+    held = await checked(services, **call)
+    gone = await delete_budget(ctx, DeleteBudget(budget_id=budget.budget_id, version=1, reason="a typing error"))
+    assert (gone.version, gone.active, gone.deleted_at is not None) == (2, False, True)
+    assert (await list_budgets(ctx, ListBudgets())).budgets == []
+    everything = (await list_budgets(ctx, ListBudgets(deleted=True))).budgets
+    assert [b.budget_id for b in everything] == [budget.budget_id]
+    # It decides nothing any more, and what it had reserved is settled all the same (R4).
+    assert (await checked(services, **call))["budgets"] == []
+    await apply_usage(services, gpt(reservation_id=held["reservation_id"]))
+    (kept,) = (await get_budget_status(ctx, GetBudgetStatus(budget_id=budget.budget_id))).budgets
+    assert (kept.window.reserved, kept.budget.deleted_at) == ("0", gone.deleted_at)
+    assert (await reconcile(ctx)).ok
+    # Its name is free, and it cannot be changed or deleted again.
+    again = await create_budget(ctx, wanted("b"))
+    assert again.budget_id != budget.budget_id
+    for refused in (
+        update_budget(ctx, UpdateBudget(budget_id=budget.budget_id, version=2, active=True)),
+        delete_budget(ctx, DeleteBudget(budget_id=budget.budget_id, version=2)),
+    ):
+        error = await refusal(refused)
+        assert (error.code, error.field) == ("not_found", "budget_id")
+    actions = [(name, data["action"]) for name, data in await outbox_events(services) if "action" in data]
+    assert actions == [("budget.changed", "created"), ("budget.changed", "deleted"), ("budget.changed", "created")]
+    deleted = (await trail(services))[1]
+    assert (deleted["action"], deleted["entity"], deleted["entity_id"], deleted["reason"]) == (
+        "deleted",
+        "budget",
+        budget.budget_id,
+        "a typing error",
+    )
+    assert (deleted["before"]["active"], deleted["after"]["active"]) == (True, False)
+
+
+async def test_deleting_needs_the_version_and_takes_the_rate_along(ctx: Context, services: Services) -> None:
+    main = await throttled(ctx)
+    for request, code in (
+        (DeleteBudget(budget_id=main.budget_id, version=7), "conflict"),
+        (DeleteBudget(budget_id=services.new_id(), version=1), "not_found"),
+        (DeleteBudget(budget_id="x", version=1), "invalid_request"),
+    ):
+        assert (await refusal(delete_budget(ctx, request))).code == code
+    other = context(services, org="other")
+    assert (await refusal(delete_budget(other, DeleteBudget(budget_id=main.budget_id, version=1)))).code == "not_found"
+    gone = await delete_budget(ctx, DeleteBudget(budget_id=main.budget_id, version=1))
+    assert gone.rate == RATE
+    assert (await list_budgets(ctx, ListBudgets())).budgets == []
+    assert await services.database.fetchval("SELECT count(*) FROM budget WHERE active") == 0
+    assert (await throttled(ctx)).rate == RATE
+
+
+async def test_every_change_is_audited_with_what_was_before_and_why(ctx: Context, services: Services) -> None:
+    budget = await create_budget(ctx, wanted(reason="a new team"))
+    update = UpdateBudget(budget_id=budget.budget_id, version=1, limit="11", reason="more people")
+    await update_budget(ctx, update)
+    created, updated = await trail(services)
+    assert (created["action"], created["actor"], created["before"], created["reason"]) == (
+        "created",
+        "alice",
+        None,
+        "a new team",
+    )
+    assert (updated["before"]["limit"], updated["after"]["limit"], updated["reason"]) == ("10", "11", "more people")
+    await refusal(update_budget(ctx, update))  # What is refused leaves no trace.
+    assert len(await trail(services)) == 2
+
+
+async def test_a_manager_changes_budgets_of_own_teams_and_their_members(ctx: Context, services: Services) -> None:
+    await services.database.execute(
+        "INSERT INTO team_member VALUES ('default', $1, 'red'), ('default', $2, 'blue')", user("ann"), user("bob")
+    )
+    red = manager(services, "red")
+    own = await create_budget(red, wanted("own", type="team", entity_id="red"))
+    await create_budget(red, wanted("ann", type="user", entity_id="ann"))
+    await update_budget(red, UpdateBudget(budget_id=own.budget_id, version=1, limit="11"))
+    await delete_budget(red, DeleteBudget(budget_id=own.budget_id, version=2))
+    blue = await create_budget(ctx, wanted("blue", type="team", entity_id="blue"))
+    before = await trail(services)
+    for refused in (
+        create_budget(red, wanted("1", type="team", entity_id="blue")),
+        create_budget(red, wanted("2", type="team")),
+        create_budget(red, wanted("3", type="user", entity_id="bob")),
+        create_budget(red, wanted("4")),
+        create_budget(red, wanted("5", type="project", entity_id="red")),
+        update_budget(red, UpdateBudget(budget_id=blue.budget_id, version=1, limit="99")),
+        delete_budget(red, DeleteBudget(budget_id=blue.budget_id, version=1)),
+    ):
+        assert (await refusal(refused)).code == "forbidden"
+    assert await trail(services) == before
+
+
+async def test_a_user_of_a_budget_is_stored_by_surrogate_and_found_by_name(ctx: Context, services: Services) -> None:
+    budget = await create_budget(ctx, wanted(type="user", entity_id="ann"))
+    assert budget.entity_id == user("ann")
+    assert "ann" not in str(await services.database.fetch("SELECT entity_id FROM budget"))
+    for request in (
+        ListBudgets(type="user", entity_id="ann"),
+        ListBudgets(entity_id="ann"),
+        ListBudgets(type="user", entity_id=user("ann")),
+    ):
+        assert [b.budget_id for b in (await list_budgets(ctx, request)).budgets] == [budget.budget_id]
+    assert (await list_budgets(ctx, ListBudgets(type="team", entity_id="ann"))).budgets == []
+    await apply_usage(services, gpt(user_id="ann"))
+    assert await spent(ctx, budget.budget_id) == {user("ann"): ("0.0035", "0")}

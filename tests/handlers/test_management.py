@@ -19,7 +19,7 @@ from schemas import CONTRACT_VERSION
 from schemas.budget import CreateBudget
 from schemas.management import Describe, GetStatus
 from signals import contract, registry
-from tests.support.services import apply_usage, checked, context, gpt, refusal
+from tests.support.services import apply_usage, checked, context, gpt, refusal, user
 
 CALL: dict[str, Any] = {"provider": "openai", "model": "gpt-4o", "prompt_tokens": 1_000, "max_completion_tokens": 100}
 
@@ -140,10 +140,10 @@ async def test_reconciliation_agrees_with_everything_that_can_happen(ctx: Contex
          "(SELECT min(dimension_key::text)::uuid FROM usage_rollup)", 0),
         ("UPDATE budget_window SET spent = spent - 1 WHERE window_id = 1", 1),
         ("UPDATE budget_window SET backfilled = backfilled + 1 WHERE window_id = 2", 1),
-        ("UPDATE budget_window SET reserved = reserved + 1 WHERE entity_id = 'w'", 3),
+        (f"UPDATE budget_window SET reserved = reserved + 1 WHERE entity_id = '{user('w')}'", 3),
         ("UPDATE reservation SET status = 'released' WHERE status = 'live'", 3),
         ("UPDATE reservation SET presumed = false WHERE presumed", 3),
-        ("DELETE FROM budget_window WHERE entity_id = 'w'", 3),
+        (f"DELETE FROM budget_window WHERE entity_id = '{user('w')}'", 3),
     ],
 )  # fmt: skip
 async def test_reconciliation_finds_a_planted_difference(

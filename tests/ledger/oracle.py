@@ -1,6 +1,8 @@
 """The promises as SQL over the whole ledger of an org, knowing nothing of the code that keeps it.
 
 Each query returns the rows that break its promise. All run in one snapshot, so they may run while agents work.
+``PROMISES`` need nothing but the ledger. ``JOURNALED`` are about each single write, and need ``JOURNAL``: triggers that
+note every write with the limits of its moment, in the same transaction, under the same locks.
 """
 
 from collections.abc import Mapping
@@ -22,6 +24,10 @@ _ENTITY: Final = """CASE b.type WHEN 'global' THEN '*' WHEN 'team' THEN e.team_i
     WHEN 'session' THEN e.session_id WHEN 'task' THEN e.task_id WHEN 'environment' THEN e.environment
     WHEN 'cost_center' THEN e.cost_center END"""
 
+# What refuses whatever does not fit: also a rate, unless it waits behind the gate of another budget.
+_BLOCKING: Final = """(b.enforcement IN ('block', 'downgrade')
+    OR b.enforcement = 'throttle' AND b.period IN ('minute', 'hourly')) AND b.gate_id IS NULL"""
+
 _CHARGES: Final = """usage_event e
     CROSS JOIN LATERAL unnest(e.charge_windows, e.charge_amounts) AS c (window_id, amount)"""
 
@@ -40,13 +46,18 @@ PROMISES: Final[dict[str, str]] = {
       AND {_ENTITY} IS NOT NULL AND (b.entity_id = '*' OR b.entity_id = {_ENTITY})
       AND NOT EXISTS (SELECT FROM budget_window w WHERE w.org_id = e.org_id AND w.budget_id = b.budget_id
                       AND w.window_id = ANY (e.charge_windows))""",
-    "P1 a blocking window never holds more than its highest limit, except what is booked as overrun": """
+    "P1 a blocking window never holds more than its highest limit, except what is booked as overrun": f"""
         SELECT w.* FROM budget_window w JOIN budget b USING (org_id, budget_id)
-        WHERE w.org_id = $1 AND b.enforcement = 'block'
+        WHERE w.org_id = $1 AND {_BLOCKING}
           AND (w.high_limit IS NULL OR w.spent - w.overrun + w.reserved > w.high_limit)""",
+    "P1 a window that does not block has no highest limit": f"""
+        SELECT w.* FROM budget_window w JOIN budget b USING (org_id, budget_id)
+        WHERE w.org_id = $1 AND NOT ({_BLOCKING}) AND w.high_limit IS NOT NULL""",
     "P1 no sum is negative, no overrun larger than what was spent": """
         SELECT * FROM budget_window
-        WHERE org_id = $1 AND (least(spent, reserved, overrun, carry) < 0 OR overrun > spent)""",
+        WHERE org_id = $1 AND (least(spent, reserved, overrun, carry, shadow_denied) < 0 OR overrun > spent)""",
+    "R19 a shadow denial exceeds its window": """
+        SELECT * FROM budget_window WHERE org_id = $1 AND shadow_denied > 0 AND exceeded_at IS NULL""",
     "told: every overrun": f"""
         SELECT w.window_id, w.overrun, t.told FROM budget_window w LEFT JOIN (
             SELECT w.window_id, sum((o.data ->> 'amount')::numeric
@@ -134,16 +145,170 @@ PROMISES: Final[dict[str, str]] = {
 }
 
 
+# The journal ------------------------------------------------------------------------------------------------------
+
+_JOURNAL_TABLE: Final = """
+CREATE TABLE journal (
+    n bigint GENERATED ALWAYS AS IDENTITY, org_id text NOT NULL, kind text NOT NULL, tx bigint NOT NULL,
+    window_id bigint, b budget, was budget_window, now budget_window, before budget_window,
+    limits bigint[], reservation_id uuid, held bigint, refused text
+);
+CREATE INDEX ON journal (org_id, window_id);
+CREATE FUNCTION oracle_limit(b budget, w budget_window, at timestamptz) RETURNS bigint LANGUAGE sql STABLE AS $$
+    SELECT b.base_limit + b.base_limit * b.overage_percent / 100 + w.carry + coalesce(sum(o.amount), 0)::bigint
+    FROM override o WHERE o.org_id = b.org_id AND o.budget_id = b.budget_id AND o.entity_id = w.entity_id
+        AND o.status = 'approved' AND o.starts_at <= at AND at < o.ends_at
+$$;
+-- Every limit that held at some time of this transaction: two or more where an override begins or ends within it.
+CREATE FUNCTION oracle_limits(b budget, w budget_window) RETURNS bigint[] LANGUAGE sql VOLATILE AS $$
+    WITH span AS (SELECT transaction_timestamp() + (ledger_clock() - clock_timestamp()) - interval '1 ms' AS since,
+                         ledger_clock() AS until),
+    edge AS (SELECT since AS at FROM span UNION SELECT until FROM span
+        UNION SELECT x FROM override o, unnest(ARRAY[o.starts_at, o.ends_at]) x, span
+        WHERE o.org_id = b.org_id AND o.budget_id = b.budget_id AND x BETWEEN since AND until)
+    SELECT array_agg(DISTINCT oracle_limit(b, w, at)) FROM edge
+$$;
+"""
+
+_JOURNAL_WINDOWS: Final = """
+CREATE FUNCTION journal_window() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    b budget;
+    last budget_window;
+BEGIN
+    SELECT * INTO b FROM budget WHERE org_id = NEW.org_id AND budget_id = NEW.budget_id;
+    IF TG_OP = 'INSERT' THEN
+        SELECT * INTO last FROM budget_window w WHERE w.org_id = NEW.org_id AND w.budget_id = NEW.budget_id
+            AND w.entity_id = NEW.entity_id AND w.starts_at < NEW.starts_at ORDER BY w.starts_at DESC LIMIT 1;
+        INSERT INTO journal (org_id, kind, tx, window_id, b, now, before)
+        VALUES (NEW.org_id, 'opened', txid_current(), NEW.window_id, b, NEW, last);
+    ELSE
+        INSERT INTO journal (org_id, kind, tx, window_id, b, was, now, limits)
+        VALUES (NEW.org_id, 'written', txid_current(), NEW.window_id, b, OLD, NEW, oracle_limits(b, NEW));
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER journal AFTER INSERT OR UPDATE ON budget_window FOR EACH ROW EXECUTE FUNCTION journal_window();
+"""
+
+# A call that a brake or the directory should have stopped is noted as such; on_mismatch is its default, reject.
+_JOURNAL_RESERVATIONS: Final = """
+CREATE FUNCTION journal_reservation() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    teams text[];
+    team text := NEW.attribution ->> 'team_id';
+    refused text;
+BEGIN
+    SELECT array_agg(team_id) INTO teams FROM team_member
+        WHERE org_id = NEW.org_id AND user_id = NEW.attribution ->> 'user_id';
+    SELECT string_agg(scope || ' ' || entity_id, ', ') INTO refused FROM brake k WHERE k.org_id = NEW.org_id AND (
+        k.scope = 'org' OR k.scope = 'team' AND k.entity_id = team
+        OR k.scope = 'provider' AND k.entity_id = NEW.provider
+        OR k.scope = 'model' AND (NEW.model LIKE replace(k.entity_id, '*', '%')
+            OR NEW.provider || '/' || NEW.model LIKE replace(k.entity_id, '*', '%')));
+    IF refused IS NULL AND cardinality(teams) > 0 AND team <> ALL (teams) THEN
+        refused := 'not a member';
+    ELSIF refused IS NULL AND cardinality(teams) = 1 AND team IS NULL THEN
+        refused := 'the team was not filled';
+    END IF;
+    INSERT INTO journal (org_id, kind, tx, reservation_id, refused)
+    VALUES (NEW.org_id, 'admitted', txid_current(), NEW.reservation_id, refused);
+    INSERT INTO journal (org_id, kind, tx, window_id, b, now, limits, reservation_id, held)
+    SELECT NEW.org_id, 'reserved', txid_current(), w.window_id, b, w,
+        ARRAY[oracle_limit(b, w, NEW.decided_at)], NEW.reservation_id, h.held
+    FROM unnest(NEW.window_ids, NEW.held) AS h (window_id, held)
+    JOIN budget_window w ON w.org_id = NEW.org_id AND w.window_id = h.window_id
+    JOIN budget b ON b.org_id = w.org_id AND b.budget_id = w.budget_id;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER journal AFTER INSERT ON reservation FOR EACH ROW EXECUTE FUNCTION journal_reservation();
+"""
+
+JOURNAL: Final = _JOURNAL_TABLE + _JOURNAL_WINDOWS + _JOURNAL_RESERVATIONS
+
+_PLAIN: Final = "(j.b).base_limit + (j.b).base_limit * (j.b).overage_percent / 100 + (j.now).carry"
+_J_BLOCKING: Final = _BLOCKING.replace("b.", "(j.b).")
+_TAKEN: Final = "(j.now).spent - (j.now).overrun + (j.now).reserved"
+_WAS_TAKEN: Final = _TAKEN.replace("j.now", "j.was")
+_CHANGED: Final = """((j.was).spent, (j.was).reserved, (j.was).overrun)
+    IS DISTINCT FROM ((j.now).spent, (j.now).reserved, (j.now).overrun)"""
+# How many periods lie between two windows, counted on PostgreSQL's own wall clock.
+_PERIODS: Final = """CASE (j.b).period
+    WHEN 'minute' THEN round(extract(epoch FROM (j.now).starts_at - p.starts_at) / 60)
+    WHEN 'hourly' THEN round(extract(epoch FROM (j.now).starts_at - p.starts_at) / 3600)
+    WHEN 'daily' THEN l.d - l.e WHEN 'weekly' THEN (l.d - l.e) / 7
+    WHEN 'monthly' THEN (extract(year FROM l.d) - extract(year FROM l.e)) * 12
+        + extract(month FROM l.d) - extract(month FROM l.e)
+    ELSE extract(year FROM l.d) - extract(year FROM l.e) END"""
+_UNIT: Final = """CASE (j.b).period WHEN 'minute' THEN 'minute' WHEN 'hourly' THEN 'hour' WHEN 'daily' THEN 'day'
+    WHEN 'weekly' THEN 'week' WHEN 'monthly' THEN 'month' ELSE 'year' END"""
+
+JOURNALED: Final[dict[str, str]] = {
+    "P1 whatever grows finds its room under the limit of its moment": f"""
+        SELECT j.* FROM journal j WHERE j.org_id = $1 AND j.kind = 'written' AND {_J_BLOCKING}
+          AND {_TAKEN} > {_WAS_TAKEN} AND {_TAKEN} > (SELECT max(x) FROM unnest(j.limits) x)""",
+    "P1 the highest limit is the highest effective limit so far, exactly": f"""
+        SELECT j.* FROM journal j WHERE j.org_id = $1 AND j.kind IN ('opened', 'written') AND NOT CASE
+            WHEN NOT ({_J_BLOCKING}) THEN (j.now).high_limit IS NULL
+            WHEN (j.now).high_limit IS NULL THEN false
+            WHEN j.kind = 'opened' THEN (j.now).high_limit = {_PLAIN}
+            WHEN (j.was).high_limit IS NULL THEN (j.now).high_limit = greatest({_PLAIN}, {_TAKEN})
+            ELSE (j.now).high_limit = ANY (SELECT greatest((j.was).high_limit, x) FROM unnest(j.limits) x)
+                OR NOT ({_CHANGED}) AND (j.now).high_limit = (j.was).high_limit END""",
+    "P1 what was approved fitted under the limit of its decision": f"""
+        SELECT j.* FROM journal j WHERE j.org_id = $1 AND j.kind = 'reserved' AND {_J_BLOCKING} AND j.held > 0
+          AND (j.now).spent + (j.now).reserved > j.limits[1]""",
+    "R19 beyond its gate a rate holds": """
+        SELECT j.*, g.* FROM journal j JOIN journal g ON g.org_id = j.org_id AND g.kind = 'reserved'
+            AND g.reservation_id = j.reservation_id AND (g.b).budget_id = (j.b).gate_id
+            AND (g.now).entity_id = (j.now).entity_id
+        WHERE j.org_id = $1 AND j.kind = 'reserved' AND j.held > 0 AND (j.now).spent + (j.now).reserved > j.limits[1]
+          AND (g.now).spent + (g.now).reserved > g.limits[1]""",
+    "R19 nothing is admitted against a brake or the directory": """
+        SELECT * FROM journal WHERE org_id = $1 AND kind = 'admitted' AND refused IS NOT NULL""",
+    # What a later call of the same batch holds was not held yet when an earlier one was decided.
+    "R19 shadow denials are the approvals beyond a shadow's limit": """
+        SELECT w.window_id, w.shadow_denied, d.denied FROM budget_window w LEFT JOIN (
+            SELECT window_id, count(*) AS denied FROM (
+                SELECT j.window_id, (j.b).enforcement, (j.now).spent + (j.now).reserved - coalesce(sum(j.held) OVER (
+                        PARTITION BY j.tx, j.window_id ORDER BY j.reservation_id
+                        ROWS BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING), 0) > j.limits[1] AS beyond
+                FROM journal j WHERE j.org_id = $1 AND j.kind = 'reserved') x
+            WHERE beyond AND enforcement = 'shadow' GROUP BY 1) d USING (window_id)
+        WHERE w.org_id = $1 AND w.shadow_denied <> coalesce(d.denied, 0)""",
+    "R14 a carry is what its predecessor had left when the window was created": f"""
+        SELECT j.now, j.before, c.* FROM journal j
+        CROSS JOIN LATERAL (SELECT coalesce((j.before).starts_at, date_trunc({_UNIT}, (j.b).counting_since,
+            (j.b).timezone)) AS starts_at) p
+        CROSS JOIN LATERAL (SELECT ((j.now).starts_at AT TIME ZONE (j.b).timezone)::date AS d,
+                                   (p.starts_at AT TIME ZONE (j.b).timezone)::date AS e) l
+        CROSS JOIN LATERAL (SELECT greatest(0, {_PERIODS} - ((j.before).window_id IS NOT NULL)::integer) AS idle) i
+        CROSS JOIN LATERAL (SELECT CASE WHEN (j.before).window_id IS NULL THEN 0 ELSE greatest(0,
+            (j.b).base_limit + (j.before).carry - (j.before).spent - (j.before).reserved) END AS remaining) r
+        CROSS JOIN LATERAL (SELECT idle, remaining, CASE (j.b).rollover_policy WHEN 'none' THEN 0
+            WHEN 'full' THEN least(4000000000000000000, remaining + idle * (j.b).base_limit)
+            ELSE CASE WHEN idle > 0 THEN (j.b).base_limit * (j.b).rollover_percent / 100
+                 ELSE least(remaining, (j.b).base_limit * (j.b).rollover_percent / 100) END END AS expected) c
+        WHERE j.org_id = $1 AND j.kind = 'opened' AND (j.now).carry <> CASE (j.b).period WHEN 'total' THEN 0
+            ELSE c.expected END""",
+    "R14 a carry never changes": """
+        SELECT * FROM journal WHERE org_id = $1 AND kind = 'written' AND (was).carry <> (now).carry""",
+}
+
+
 async def violations(
-    connection: Connection, org: str, *, complete: bool = True, told: bool = True
+    connection: Connection, org: str, *, complete: bool = True, told: bool = True, journaled: bool = False
 ) -> dict[str, list[Mapping[str, Any]]]:
     """The promises that do not hold, with the rows that break them, in one snapshot.
 
     ``complete``: no budget was ever inactive. ``told``: the outbox is the whole history, no relay ran.
+    ``journaled``: the journal was there from the first window on.
     """
     promises = {name: sql for name, sql in PROMISES.items() if told or not name.startswith("told")}
     if not complete:
         del promises[COMPLETE]
+    if journaled:
+        promises |= JOURNALED
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         return await broken(connection, org, promises)
 

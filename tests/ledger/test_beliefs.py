@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from handlers.enforcer.beliefs import PAUSE_FIRST, Beliefs
+from handlers.enforcer.catalogue import Catalogue
 from store import reservations
-from tests.support.ledger import CENT, World
+from tests.support.ledger import CENT, START, World
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ async def test_a_lone_agent_decides_from_what_it_wrote_itself(world: World, writ
     await one.release(held[1])
     await one.hold(max_completion_tokens=10)
 
-    assert written == [True] * 5
+    assert written == [True] * 6
     assert await world.sums(budget) == (10 * CENT, 40 * CENT, 0)
 
 
@@ -59,7 +60,7 @@ async def test_a_changed_limit_or_budget_makes_every_belief_false(world: World, 
     await world.change(budget, base_limit=25 * CENT)
     await one.deny(max_completion_tokens=10)
 
-    assert written == [True, False]
+    assert written == [True, True, False]
 
 
 async def test_a_belief_does_not_outlive_its_window(world: World) -> None:
@@ -99,4 +100,6 @@ def test_after_a_wrong_belief_the_next_batches_look_first() -> None:
     beliefs = Beliefs(10)
     beliefs.forget([1])
 
-    assert [beliefs.premises([], 0, {}) is None for _ in range(PAUSE_FIRST)] == [True] * PAUSE_FIRST
+    assert [beliefs.premises([], Catalogue("default", 0, [], {}), {}, START) is None for _ in range(PAUSE_FIRST)] == [
+        True
+    ] * PAUSE_FIRST

@@ -2,14 +2,16 @@
 
 A generated list of steps is carried out by three agents that share nothing but the database. Some steps run at once,
 some are killed in the middle of a transaction, after which the agent starts with nothing in memory and the bus delivers
-the same usage again. At the end all events are replayed from scratch and must give the same rollups and spending.
+the same usage again. Meanwhile limits, enforcement, overrides, brakes and the directory change. At the end all events
+are replayed from scratch and must give the same rollups and spending.
 """
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
@@ -18,10 +20,12 @@ from hypothesis import strategies as st
 
 from handlers.enforcer.sweep import Applied
 from handlers.tracker.priced import COLUMNS, PricedEvent
+from schemas.budget import BudgetDecision, BudgetWindow
 from schemas.errors import SignalError
 from store.budgets import BudgetRow
 from store.pool import Connection, is_unavailable
-from tests.ledger.oracle import violations
+from tests.ledger.expected import Book, Call, plain_limit, verdict
+from tests.ledger.oracle import JOURNAL, violations
 from tests.support.ledger import LedgerAgent, World, examples, world_of
 
 AGENTS: Final = 3
@@ -73,21 +77,30 @@ _OPERATIONS: Final = (
     "again",
     "sweep",
 )
-_numbers = st.integers(0, 11)
-_operation = st.builds(
-    Step, st.sampled_from(_OPERATIONS), st.integers(0, AGENTS - 1), _numbers, st.integers(0, 120), st.booleans()
-)
-_rare = st.builds(
-    Step,
-    st.sampled_from(("time", "time", "limit", "enforce", "restart", "other payload")),
-    st.integers(0, AGENTS - 1),
-    _numbers,
-    st.integers(0, 120),
-    st.booleans(),
-)
-_burst = st.lists(_operation, min_size=2, max_size=12)
+# What people change while agents decide. A flash is an override that begins and ends within milliseconds.
+_CHANGES: Final = ("limit", "enforce", "enforce", "override", "override", "flash", "brake", "member", "rollover")
+_ALONE: Final = ("time", "time", "time", "restart", "other payload")
+_ENFORCEMENTS: Final = ("block", "shadow", "throttle", "warn", "downgrade")
+
+
+def _steps_of(kinds: Sequence[str]) -> st.SearchStrategy[Step]:
+    agents, sizes = st.integers(0, AGENTS - 1), st.integers(0, 120)
+    return st.builds(Step, st.sampled_from(kinds), agents, st.integers(0, 11), sizes, st.booleans())
+
+
+def _one_after(found: tuple[Step, list[Step]]) -> list[Step]:
+    return [found[0], *found[1]]
+
+
+_operation, _change = _steps_of(_OPERATIONS), _steps_of(_CHANGES)
+_burst = st.lists(st.one_of(_operation, _operation, _operation, _change), min_size=2, max_size=12)
+_flash = st.tuples(_steps_of(("flash",)), st.lists(_steps_of(("check",)), min_size=3, max_size=8)).map(_one_after)
 _crash = st.tuples(st.integers(1, 14), st.lists(_operation, min_size=1, max_size=6))
-_steps = st.lists(st.one_of(_operation, _operation, _operation, _rare, _burst, _crash), min_size=3, max_size=25)
+_steps = st.lists(
+    st.one_of(_operation, _operation, _change, _steps_of(_ALONE), _burst, _flash, _crash),
+    min_size=8,
+    max_size=25,
+)
 
 
 class Run:
@@ -99,25 +112,31 @@ class Run:
         self.oracle = oracle
         self.sent: list[PricedEvent] = []
         self.names = itertools.count()
+        # Every limit a budget ever had; how many brakes there were, counting those switched off.
+        self.bases = {budget.budget_id: {budget.base_limit} for budget in budgets}
+        self.brakes: set[tuple[str, str]] = set()
+        self.braked_once = False
 
     async def take(self, step: Step | list[Step] | tuple[int, list[Step]]) -> None:
         """Carry out a step, several at once, or several of which one is killed."""
         if isinstance(step, Step):
             await self._alone(step)
         elif isinstance(step, list):
-            live = await self._live()
-            for result in await asyncio.gather(*(self._do(s, live) for s in step), return_exceptions=True):
+            live, before = await self._live(), self.world.now()
+            results = await asyncio.gather(*(self._do(s, live) for s in step), return_exceptions=True)
+            for result in results:
                 self._expected(result)
+            await self._denials(step, results, before)
         else:
             await self._killed(*step)
-        found = await violations(self.oracle, self.world.org)
+        found = await violations(self.oracle, self.world.org, journaled=True)
         assert not found, found
 
     async def _alone(self, step: Step) -> None:
-        if step.kind in ("time", "limit", "enforce", "restart", "other payload"):
+        if step.kind in _ALONE:
             await self._rare(step)
             return
-        fits = await self._fits(step) if step.kind == "check" and not self._named(step) else None
+        before = await self._book()
         try:
             decision = await self._do(step, await self._live())
         except SignalError as error:
@@ -125,9 +144,80 @@ class Run:
             self._expected(error)
             return
         if step.kind == "check":
-            event(f"check: approved {decision.approved}")
-        if fits is not None:
-            assert decision.approved == fits, f"approved {decision.approved}, but it fits is {fits}: {decision}"
+            event(f"check: {decision.reason.code if decision.reason else 'approved'}")
+            if not self._named(step):
+                await self._as_expected(step, decision, before)
+
+    async def _book(self) -> Book:
+        return await Book.read(self.oracle, self.world.org, self.world.now())
+
+    async def _as_expected(self, step: Step, decision: BudgetDecision, before: Book) -> None:
+        """A check that nothing disturbed comes to exactly what the rows say (P3: denied only where it did not fit)."""
+        after = await self._book()
+        expected = verdict(before, after, self._amounts(step))
+        if expected is None:
+            event("check: time changed it")
+            return
+        reason = decision.reason
+        said = (reason and reason.code, frozenset(reason.budgets if reason else ()))
+        assert said == (expected.code, expected.full), f"{decision}: {expected}"
+        shadows = {w.split("'")[1] for w in decision.warnings if w.startswith("would be denied (shadow)")}
+        assert shadows == expected.shadows, decision
+        if expected.retry_at is None:
+            assert decision.retry_after_s is None, decision
+        else:
+            assert decision.retry_after_s is not None, decision
+            latest, earliest = ((expected.retry_at - at).total_seconds() for at in (before.at, after.at))
+            assert earliest <= decision.retry_after_s <= latest + 1, decision
+
+    async def _denials(self, steps: Sequence[Step], results: Sequence[object], since: datetime) -> None:
+        """Those decided at the same time, too: what a denial shows was so, and by it nothing fitted."""
+        denied = [
+            (s, r)
+            for s, r in zip(steps, results, strict=True)
+            if s.kind == "check" and isinstance(r, BudgetDecision) and not r.approved
+        ]
+        if not denied:
+            return
+        book = await self._book()
+        for step, decision in denied:
+            assert decision.reason is not None
+            event(f"at once: {decision.reason.code}")
+            assert decision.reason.code != "kill_switch" or self.braked_once
+            if decision.reason.code not in ("budget_exceeded", "throttled"):
+                continue
+            for shown in decision.budgets:
+                await self._was_full(shown, self._amounts(step), book, since)
+
+    async def _was_full(self, shown: BudgetWindow, call: Call, book: Book, since: datetime) -> None:
+        budget = next(row for row in book.budgets if str(row["budget_id"]) == shown.budget_id)
+        scale = 1_000_000_000 if budget["unit"] == "cost" else 1
+        spent, reserved, limit, base = (
+            int(Decimal(text) * scale) for text in (shown.spent, shown.reserved, shown.limit, shown.base_limit)
+        )
+        entity = str(self.world.key(shown.type, shown.entity_id))
+        assert spent + reserved + call.amounts[budget["unit"]] > limit, shown
+        rows = await self.oracle.fetch(
+            """SELECT (now).spent, (now).reserved, (now).carry FROM journal WHERE org_id = $1 AND kind <> 'reserved'
+               AND (now).budget_id = $2 AND (now).entity_id = $3 AND (now).starts_at = $4 ORDER BY n""",
+            self.world.org, budget["budget_id"], entity, shown.window_start,
+        )  # fmt: skip
+        # Calls of the same batch are decided one after the other, and written together.
+        later = [*rows[1:], rows[-1]]
+        assert any(
+            a["spent"] == spent
+            and a["reserved"] <= reserved <= max(a["reserved"], b["reserved"] if b["spent"] == spent else 0)
+            for a, b in zip(rows, later, strict=True)
+        ), f"{shown} was never so: {rows}"
+        assert base in self.bases[shown.budget_id], shown
+        ends = [max(since, row["starts_at"]) < row["ends_at"] and row["starts_at"] <= book.at for row in book.overrides]
+        raises = [
+            row["amount"]
+            for row, held in zip(book.overrides, ends, strict=True)
+            if held and (row["budget_id"], row["entity_id"]) == (budget["budget_id"], entity)
+        ]
+        sums = {sum(chosen) for n in range(len(raises) + 1) for chosen in itertools.combinations(raises, n)}
+        assert limit - plain_limit({**budget, "base_limit": base}, rows[0]["carry"]) in sums, shown
 
     def _expected(self, result: object) -> None:
         """Callers may hear that something conflicts, never that a lock was lost."""
@@ -138,7 +228,7 @@ class Run:
 
     async def _killed(self, countdown: int, steps: list[Step]) -> None:
         """Somebody is killed at the ``countdown``-th write; the bus delivers usage again that was not acknowledged."""
-        live = await self._live()
+        live, since = await self._live(), self.world.now()
         await self.oracle.execute("SELECT setval('crash_countdown', $1)", -countdown)
         before = len(self.sent)
         results = await asyncio.gather(*(self._do(s, live) for s in steps), return_exceptions=True)
@@ -151,6 +241,7 @@ class Run:
             if isinstance(result, BaseException) and step.flag:
                 await self._agent(step).restart()
         event("killed" if any(_away(result) for result in results) else "nobody was killed")
+        await self._denials(steps, results, since)
         redelivered = self.sent[before:]
         if redelivered:
             effects = await self.world.agents[0].apply(redelivered)
@@ -165,6 +256,8 @@ class Run:
 
     def _do(self, step: Step, live: list[str]) -> Awaitable[Any]:
         agent = self._agent(step)
+        if step.kind in _CHANGES:
+            return self._change(step)
         if step.kind == "check":
             return agent.submit(**self._call(step))
         if step.kind == "sweep":
@@ -197,6 +290,8 @@ class Run:
 
     def _who(self, step: Step) -> dict[str, Any]:
         who = {"user_id": f"u{step.which % 3}", "team_id": f"t{step.which % 2}"}
+        if step.which == 7:
+            return {"user_id": "u0"}  # Whatever team the directory knows.
         return who if step.which % 4 else {"team_id": "t0"}
 
     def _call(self, step: Step) -> dict[str, Any]:
@@ -206,50 +301,63 @@ class Run:
             call["request_id"] = f"r{step.which}"
         return call
 
+    def _amounts(self, step: Step) -> Call:
+        call = self._call(step)
+        cost = step.size * 10_000_000 if call["model"] == "cent" else -(-step.size * 1501 // 10)
+        amounts = {"cost": cost, "tokens": step.size, "requests": 1}
+        user = self.world.key("user", call.get("user_id"))
+        return Call("acme", call["model"], amounts, user, call.get("team_id"))
+
+    async def _change(self, step: Step) -> None:
+        budget = self.budgets[step.which % len(self.budgets)]
+        of = {"global": "*", "team": f"t{step.size % 2}", "user": f"u{step.size % 3}"}[budget.type]
+        amount = max(1, budget.base_limit * (step.size + 1) // 60)
+        if step.kind == "limit":
+            self.bases[budget.budget_id].add(amount)
+            await self.world.change(budget, base_limit=amount)
+        elif step.kind == "enforce" and budget.gate_id is None:
+            await self.world.change(budget, enforcement=_ENFORCEMENTS[step.size % len(_ENFORCEMENTS)])
+        elif step.kind == "rollover":
+            await self.world.change(budget, rollover_policy=("none", "full", "capped")[step.size % 3])
+        elif step.kind == "override":
+            hours, delay_s = (0.2, 1, 11, 30)[step.size % 4], 3600 * step.flag
+            await self.world.override(budget, amount, hours=hours, entity=of, delay_s=delay_s)
+        elif step.kind == "flash":
+            await self.world.override(
+                budget, amount, hours=(step.which + 1) / 3_600_000, entity=of, delay_s=step.size / 20_000
+            )
+        elif step.kind == "brake":
+            await self._brake(step)
+        elif step.kind == "member":
+            await self._member(step)
+
+    async def _brake(self, step: Step) -> None:
+        brake = (("team", "t1"), ("model", "odd"), ("provider", "other"), ("org", "*"))[step.which % 4]
+        if brake in self.brakes or not step.flag:
+            self.brakes.clear()
+            await self.world.put("DELETE FROM brake WHERE org_id = $1")
+        else:
+            self.brakes.add(brake)
+            self.braked_once = True
+            await self.world.brake(*brake)
+
+    async def _member(self, step: Step) -> None:
+        user = self.world.key("user", f"u{step.which % 3}")
+        if step.flag:
+            sql = "INSERT INTO team_member VALUES ($1, $2, $3) ON CONFLICT DO NOTHING"
+            await self.world.put(sql, user, f"t{step.size % 2}")
+        else:
+            await self.world.put("DELETE FROM team_member WHERE org_id = $1 AND user_id = $2", user)
+
     async def _rare(self, step: Step) -> None:
         if step.kind == "time":
-            await self.world.wait(minutes=(1, 20, 59, 600, 1440)[step.which % 5])
-        elif step.kind == "limit":
-            n = step.which % len(self.budgets)
-            limit = max(1, self.budgets[n].base_limit * (step.size + 1) // 60)
-            await self.world.change(self.budgets[n], base_limit=limit)
-        elif step.kind == "enforce":
-            await self.world.change(
-                self.budgets[step.which % len(self.budgets)], enforcement="warn" if step.flag else "block"
-            )
+            await self.world.wait(minutes=(1, 1, 20, 59, 600, 1440)[step.which % 6])
         elif step.kind == "restart":
             await self._agent(step).restart()
         elif self.sent:
             known = self.sent[step.which % len(self.sent)]
             changed = msgspec.structs.replace(known, payload_hash=b"another payload!", cost=1)
             assert (await self._agent(step).apply([changed]))[0] == "conflict"
-
-    async def _fits(self, step: Step) -> bool | None:
-        """Whether a call fits, by asking the rows directly; None where a window is yet to be opened with a carry."""
-        call = self._call(step)
-        cost = step.size * (10_000_000 if call["model"] == "cent" else 0)
-        if call["model"] == "odd":
-            cost = -(-step.size * 1501 // 10)
-        rows = await self.oracle.fetch(
-            """SELECT b.unit, b.enforcement, b.base_limit + b.base_limit * b.overage_percent / 100 AS base,
-                      b.rollover_policy, w.window_id, coalesce(w.carry, 0) AS carry,
-                      coalesce(w.spent + w.reserved, 0) AS taken
-               FROM budget b LEFT JOIN budget_window w ON w.org_id = b.org_id AND w.budget_id = b.budget_id
-                AND w.entity_id = CASE b.type WHEN 'global' THEN '*' WHEN 'team' THEN $2 ELSE $3 END
-                AND w.starts_at = date_trunc(CASE b.period WHEN 'hourly' THEN 'hour' WHEN 'daily' THEN 'day'
-                    ELSE 'month' END, $5::timestamptz, 'UTC')
-               WHERE b.org_id = $1 AND (b.type <> 'user' OR $3::text IS NOT NULL)
-                 AND coalesce(b.filters ->> 'model', $4) = $4""",
-            self.world.org, call["team_id"], call.get("user_id"), call["model"], self.world.now(),
-        )  # fmt: skip
-        fits = True
-        for row in rows:
-            if row["window_id"] is None and row["rollover_policy"] != "none":
-                return None
-            amount = {"cost": cost, "tokens": step.size, "requests": 1}[row["unit"]]
-            room = row["base"] + row["carry"] - row["taken"]
-            fits = fits and (row["enforcement"] != "block" or not amount or amount <= room)
-        return fits
 
 
 def _away(result: object) -> bool:
@@ -258,8 +366,8 @@ def _away(result: object) -> bool:
     return isinstance(result, BaseException) and is_unavailable(result)
 
 
-async def _budgets(world: World) -> list[BudgetRow]:
-    return [
+async def _budgets(world: World, more: Sequence[str]) -> list[BudgetRow]:
+    budgets = [
         await world.budget(limit=3, period="daily", alert_thresholds=(25, 50, 100)),
         await world.budget(type="team", limit=2, overage_percent=10, on_expiry="settle"),
         await world.budget(type="user", unit="tokens", limit=150, period="hourly"),
@@ -268,20 +376,70 @@ async def _budgets(world: World) -> list[BudgetRow]:
             limit=2, filters={"model": "cent"}, period="daily", rollover_policy="full", on_expiry="settle"
         ),
     ]
+    for name in more:
+        budgets += await _MORE[name](world)
+    return budgets
+
+
+async def _gated(world: World) -> list[BudgetRow]:
+    """A daily budget that people go on beyond at a rate of two calls a minute and of 40 tokens an hour."""
+    main = await world.budget(type="team", unit="tokens", limit=60, period="daily", enforcement="throttle")
+    shared: dict[str, Any] = {"type": "team", "enforcement": "throttle", "gate_id": main.budget_id}
+    calls = await world.budget(unit="requests", limit=2, period="minute", **shared)
+    tokens = await world.budget(unit="tokens", limit=40, period="hourly", **shared)
+    return [main, calls, tokens]
+
+
+def _one(**fields: Any) -> Callable[[World], Awaitable[list[BudgetRow]]]:
+    async def make(world: World) -> list[BudgetRow]:
+        return [await world.budget(**fields)]
+
+    return make
+
+
+_MORE: Final[dict[str, Callable[[World], Awaitable[list[BudgetRow]]]]] = {
+    "calls a minute": _one(unit="requests", limit=6, period="minute", enforcement="throttle"),
+    "tokens an hour": _one(type="user", unit="tokens", limit=120, period="hourly", enforcement="throttle"),
+    "cost an hour": _one(limit=2, period="hourly", enforcement="throttle", overage_percent=5),
+    "gated": _gated,
+    "shadow": _one(limit=1, period="daily", enforcement="shadow", timezone="Asia/Kathmandu"),
+    "full, Vienna": _one(type="user", limit=1, period="daily", timezone="Europe/Vienna", rollover_policy="full"),
+    "capped, Chatham": _one(
+        type="team", limit=1, period="hourly", timezone="Pacific/Chatham", rollover_policy="capped", rollover_percent=40
+    ),
+    "full, New York": _one(
+        unit="requests", limit=9, period="weekly", timezone="America/New_York", rollover_policy="full"
+    ),
+    "minutes carried": _one(
+        unit="tokens", limit=60, period="minute", enforcement="throttle", rollover_policy="capped", rollover_percent=50
+    ),
+}
+
+
+# What a run came across, for --hypothesis-show-statistics.
+_SEEN: Final = """
+SELECT coalesce(bool_or(cardinality(limits) > 1), false) AS "a limit changed within a transaction",
+       coalesce(bool_or((now).shadow_denied > 0), false) AS "a shadow would have denied",
+       coalesce(bool_or(kind = 'opened' AND (now).carry > 0), false) AS "something was carried",
+       coalesce(bool_or(kind = 'reserved' AND limits[1] > (b).base_limit * 1.1 + (now).carry), false)
+           AS "a hold under an override"
+FROM journal WHERE org_id = $1"""
 
 
 @examples(12)
-@given(_steps)
+@given(st.sets(st.sampled_from(sorted(_MORE)), min_size=2, max_size=4).map(sorted), _steps)
 async def test_whatever_happens_in_whatever_order_every_promise_holds_after_every_step(
-    database_url: str, steps: list[Step | list[Step] | tuple[int, list[Step]]]
+    database_url: str, more: list[str], steps: list[Step | list[Step] | tuple[int, list[Step]]]
 ) -> None:
     org = f"org-{next(_orgs)}"
     async with world_of(database_url, agents=AGENTS, org=org) as world, world.connection() as oracle:
         if not await oracle.fetchval("SELECT to_regclass('crash_countdown')"):
-            await oracle.execute(CRASH)
-        run = Run(world, await _budgets(world), oracle)
+            await oracle.execute(JOURNAL + CRASH)
+        run = Run(world, await _budgets(world, more), oracle)
         for step in steps:
             await run.take(step)
+        for what, happened in (await oracle.fetch(_SEEN, org))[0].items():
+            event(f"{what}: {happened}")
         await _replays(world, run.budgets)
         await oracle.execute("DELETE FROM reservation")
 

@@ -57,7 +57,7 @@ async def test_r7_attribution_that_the_event_lacks_comes_from_its_reservation(wo
     assert await world.sums(user, "u") == (0, 0, 0)
     assert await world.sums(user, "v") == (20 * CENT, 0, 0)
     event = (await world.fetch("SELECT team_id, user_id FROM usage_event WHERE org_id = $1", world.org))[0]
-    assert (event["team_id"], event["user_id"]) == ("t", "v")
+    assert (event["team_id"], event["user_id"]) == ("t", world.key("user", "v"))
 
 
 @pytest.mark.parametrize("named", ["reservation_id", "request_id", "both"])

@@ -369,6 +369,7 @@ def _relay(world: World, agent: int, stream: _Stream, batch_max: int = 100) -> R
         services.database,
         stream,
         services.outbox_ready,
+        services.identities,
         batch_max=batch_max,
         poll_s=60.0,
         backoff=Backoff(0.01, 0.02),
@@ -379,6 +380,8 @@ async def _some_events(world: World, count: int) -> None:
     one, _ = world.agents
     await world.budget(limit=1, alert_thresholds=tuple(range(1, count + 1)))
     await one.track(completion_tokens=count)
+    # Each threshold is an alert besides; these tests count rows, so one kind of event is enough.
+    await world.execute("DELETE FROM outbox WHERE event = 'alert.raised'")
 
 
 async def _ids(world: World) -> list[int]:
@@ -450,4 +453,4 @@ async def test_r17_no_event_of_a_transaction_that_did_not_commit_is_ever_publish
     assert await _ids(own_world) == []
     await own_world.fetch("DROP TRIGGER refuse ON usage_id")
     await one.apply([event])
-    assert len(await _ids(own_world)) == 3
+    assert [len(await own_world.told(name)) for name in ("budget.threshold", "budget.exceeded")] == [2, 1]

@@ -29,6 +29,7 @@ from handlers.enforcer.admission import Admission
 from handlers.enforcer.changes import extend_reservation, release_reservation
 from handlers.enforcer.sweep import Applied, sweep
 from handlers.tracker.apply import Applier, Effect
+from handlers.tracker.intake import anonymous
 from handlers.tracker.priced import PricedEvent, priced
 from schemas.budget import BudgetDecision, ExtendReservation, ReleaseReservation, ReservationReply
 from schemas.errors import SignalError
@@ -173,7 +174,7 @@ class LedgerAgent:
     def event(self, **fields: Any) -> PricedEvent:
         """A usage event as it arrives here and now, validated and priced."""
         given = {"provider": "acme", "model": "cent", "prompt_tokens": 0, **fields}
-        event = msgspec.convert(given, UsageEvent)
+        event = anonymous(self.services, self.world.org, msgspec.convert(given, UsageEvent))
         arrived_at = self.services.clock()
         event_id = event.id or f"e-{next(_numbers)}"
         services = self.services
@@ -300,7 +301,9 @@ class World:
             "created_at": now,
             "updated_at": now,
         }
-        row = BudgetRow(org_id=self.org, **{**defaults, **fields})
+        values = {**defaults, **fields}
+        values["entity_id"] = self.key(values["type"], values["entity_id"])
+        row = BudgetRow(org_id=self.org, **values)
         async with self._looked() as connection, connection.transaction():
             await budget_store.lock_exclusive(connection, self.org)
             await budget_store.insert(connection, row)
@@ -330,6 +333,33 @@ class World:
             await budget_store.put_setting(connection, self.org, key, value)
             await budget_store.bump(connection, self.org)
 
+    async def put(self, sql: str, *args: Any) -> None:
+        """Change anything that decisions are made from, under the exclusive lock; $1 is the org."""
+        async with self._looked() as connection, connection.transaction():
+            await budget_store.lock_exclusive(connection, self.org)
+            await connection.execute(sql, self.org, *args)
+            await budget_store.bump(connection, self.org)
+
+    async def brake(self, scope: str, entity_id: str = "*", reason: str = "an incident") -> None:
+        """Switch a brake on."""
+        sql = "INSERT INTO brake VALUES ($1, $2, $3, $4, 'tester', ledger_clock())"
+        await self.put(sql, scope, entity_id, reason)
+
+    async def member(self, user_id: str, team_id: str) -> None:
+        """Put a user into a team of the directory."""
+        await self.put("INSERT INTO team_member VALUES ($1, $2, $3)", self.key("user", user_id), team_id)
+
+    async def override(
+        self, budget: BudgetRow, amount: int, *, hours: float, entity: str = "*", delay_s: float = 0.0
+    ) -> None:
+        """An approved override from now (or a little later) on; ``amount`` in the budget's integer measure."""
+        sql = """INSERT INTO override (org_id, override_id, budget_id, entity_id, status, amount, reason, requested_by,
+                     requested_at, starts_at, ends_at, reviewed_by, reviewed_at)
+                 VALUES ($1, $2, $3, $4, 'approved', $5, 'a test', 'asker', $6, $6, $7, 'tester', $6)"""
+        now = self.now() + timedelta(seconds=delay_s)
+        of = self.key(budget.type, entity)
+        await self.put(sql, str(uuid.uuid4()), budget.budget_id, of, amount, now, now + timedelta(hours=hours))
+
     async def fetch(self, sql: str, *args: Any) -> list[Mapping[str, Any]]:
         """Rows by an independent connection."""
         async with self._looked() as connection:
@@ -344,7 +374,12 @@ class World:
         """A budget's windows by start and entity, oldest first."""
         sql = """SELECT * FROM budget_window WHERE org_id = $1 AND budget_id = $2
                  AND ($3::text IS NULL OR entity_id = $3) ORDER BY starts_at, entity_id"""
-        return await self.fetch(sql, self.org, budget.budget_id, entity)
+        return await self.fetch(sql, self.org, budget.budget_id, self.key(budget.type, entity))
+
+    def key(self, kind: str, entity: str | None) -> str | None:
+        """How an entity is called in the database."""
+        named = kind == "user" and entity not in (None, "*")
+        return TEST_VAULT.surrogate(self.org, str(entity)) if named else entity
 
     async def sums(self, budget: BudgetRow, entity: str | None = None) -> tuple[int, int, int]:
         """Spent, reserved and overrun of a budget's newest window."""

@@ -14,6 +14,7 @@ from handlers.context import Caller, Context, Inbound, Limits, Services
 from handlers.cost.resolve import RateCards
 from handlers.enforcer.admission import Admission
 from handlers.tracker.apply import Applier, Effect
+from handlers.tracker.intake import anonymous
 from handlers.tracker.priced import priced
 from schemas.errors import SignalError, unavailable
 from schemas.usage import UsageEvent
@@ -80,11 +81,16 @@ def context(
     return Context(services, Caller(org, user, frozenset(roles)))
 
 
+def user(name: str, org: str = ORG) -> str:
+    """The surrogate of a user's name, as everything below dispatch knows it."""
+    return TEST_VAULT.surrogate(org, name)
+
+
 async def apply_usage(services: Services, *events: UsageEvent, org: str = ORG) -> list[Effect]:
     """Price and apply events as ingest does; returns their effects in order."""
     ready = [
         priced(
-            event,
+            anonymous(services, org, event),
             org=org,
             event_id=event.id or services.new_id(),
             arrived_at=services.clock(),

@@ -1,0 +1,1 @@
+"""Who may do what: users, teams, API keys, and what a manager's word reaches."""

@@ -1,0 +1,1 @@
+"""Alerts: what is raised, and how it is delivered."""
