@@ -53,7 +53,7 @@ async def request(signal: str, body: str, *, data_dir: Path, url: str | None, us
     """
     text = sys.stdin.read() if body == "-" else body
     try:
-        async with asking(data_dir, _as(user, data_dir) if user is not None else url) as ask:
+        async with asking(data_dir, url, user=user) as ask:
             reply = await ask(signal, text.encode())
     except Unanswered as error:
         return complain(str(error))
@@ -66,8 +66,10 @@ class Unanswered(Exception):
 
 
 @contextlib.asynccontextmanager
-async def asking(data_dir: Path, url: str | None) -> AsyncGenerator[Callable[[str, bytes], Awaitable[Msg]]]:
-    """A way to ask the agent at ``url``, or the one that runs on ``data_dir``. Raises Unanswered."""
+async def asking(
+    data_dir: Path, url: str | None, *, user: str | None = None
+) -> AsyncGenerator[Callable[[str, bytes], Awaitable[Msg]]]:
+    """A way to ask the agent at ``url``, or the one that runs on ``data_dir``, as ``user``. Raises Unanswered."""
     client = Client()
 
     async def ask(signal: str, body: bytes) -> Msg:
@@ -79,7 +81,7 @@ async def asking(data_dir: Path, url: str | None) -> AsyncGenerator[Callable[[st
             raise Unanswered(f"no reply: {type(error).__name__} {error}") from None
 
     try:
-        await client.connect(url or _running(data_dir), connect_timeout=5, max_reconnect_attempts=0)
+        await client.connect(url or _running(data_dir, user), connect_timeout=5, max_reconnect_attempts=0)
     except (nats_errors.Error, OSError, TimeoutError) as error:
         await client.close()
         raise Unanswered(f"no reply: {type(error).__name__} {error}") from None
@@ -89,17 +91,17 @@ async def asking(data_dir: Path, url: str | None) -> AsyncGenerator[Callable[[st
         await client.close()
 
 
-def _running(data_dir: Path) -> str:
+def _running(data_dir: Path, user: str | None) -> str:
     try:
         found: dict[str, Any] = json.loads((data_dir / "runtime.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Unanswered(f"no agent runs on {data_dir}: start one with 'make run'") from None
-    return str(found["nats_url"])
+    return str(found["nats_url"]) if user is None else _as(user, str(found["nats_url"]), data_dir)
 
 
-def _as(user: str, data_dir: Path) -> str:
+def _as(user: str, url: str, data_dir: Path) -> str:
     """The URL of a local user of the agent that runs on ``data_dir``."""
-    host = _running(data_dir).partition("://")[2]
+    host = url.partition("://")[2]
     try:
         password = (data_dir / f"{secret_of(user)}.password").read_text(encoding="utf-8").strip()
     except OSError:

@@ -31,7 +31,7 @@ OnMismatch = Annotated[
 ]
 EntityWindowsPerHour = Annotated[
     int,
-    Meta(ge=0, le=10_000_000, description="New windows of '*' budgets per hour, so that made-up names end; 0: no cap."),
+    Meta(ge=0, le=10_000_000, description="New entities of '*' budgets per hour, so that made-up names end; 0: no cap."),
 ]
 PressurePercent = Annotated[
     int, Meta(ge=1, le=100, description="From this use of a window on approvals list cheaper alternatives.")
@@ -60,7 +60,7 @@ SamplesMin = Annotated[
 ]
 ShareCapPercent = Annotated[
     int,
-    Meta(ge=1, le=100, description="Learned: a call whose worst case is a larger share of a limit reserves that."),
+    Meta(ge=1, le=100, description="Learned: the most one reservation leaves unreserved of any blocking limit."),
 ]
 
 
@@ -88,7 +88,7 @@ class OrgConfiguration(Reply, frozen=True, kw_only=True):
     on_unpriced: OnUnpriced = "flag"
     required_attribution: RequiredAttribution = ()
     on_mismatch: OnMismatch = "reject"
-    entity_windows_per_hour_max: EntityWindowsPerHour = 10_000
+    entity_windows_per_hour_max: EntityWindowsPerHour = 100_000
     pressure_percent: PressurePercent = 80
     sizing: Sizing = Sizing()
     user_names: UserNames = "keep"

@@ -12,6 +12,7 @@ HOST_ZONES: Final = frozenset({"Factory", "localtime", "posixrules"})
 _NONE: Final = timedelta(0)
 _HOUR: Final = timedelta(hours=1)
 _STEP: Final = timedelta(minutes=15)
+_INSTANT: Final = timedelta(microseconds=1)
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 Bounds = tuple[datetime, datetime | None]
 
@@ -41,8 +42,10 @@ def bounds(period: str, timezone: str, at: datetime) -> Bounds:
 
 def periods_between(period: str, timezone: str, earlier: datetime, later: datetime) -> int:
     """How many windows lie from the one starting at ``earlier`` to the one starting at ``later``."""
-    if period in ("minute", "hourly"):
-        return round((later - earlier).total_seconds() / (60 if period == "minute" else 3600))
+    if period == "minute":
+        return round((later - earlier).total_seconds() / 60)
+    if period == "hourly":
+        return round((later - earlier + _part_of_an_hour(zone(timezone), earlier, later)) / _HOUR)
     first, last = (t.astimezone(zone(timezone)).date() for t in (earlier, later))
     if period == "daily":
         return (last - first).days
@@ -50,6 +53,13 @@ def periods_between(period: str, timezone: str, earlier: datetime, later: dateti
         return (last - first).days // 7
     months = (last.year - first.year) * 12 + last.month - first.month
     return months if period == "monthly" else months // 12
+
+
+def _part_of_an_hour(tz: ZoneInfo, earlier: datetime, later: datetime) -> timedelta:
+    """By how much shifts of half an hour made an hour between two starts of hours shorter (or longer: negative)."""
+    # An hour may begin with such a shift, which makes itself shorter, not the one before.
+    before, after = ((t - _INSTANT).astimezone(tz).utcoffset() or _NONE for t in (earlier, later))
+    return after - before - int((after - before) / _HOUR) * _HOUR
 
 
 def _hour(tz: ZoneInfo, at: datetime) -> Bounds:

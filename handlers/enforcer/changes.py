@@ -1,6 +1,7 @@
 """``release_reservation`` and ``extend_reservation``: idempotent changes of one live reservation."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -11,7 +12,7 @@ from handlers.context import Context
 from handlers.enforcer.catalogue import Catalogue
 from handlers.enforcer.estimate import Estimate, estimate
 from handlers.enforcer.plan import Planner, call_key
-from handlers.enforcer.refusal import amount_of, impossible
+from handlers.enforcer.refusal import amount_of, impossible, over
 from handlers.enforcer.transaction import LockedWindows, MissingWindows, holds, ledger_transaction
 from schemas.base import ATTRIBUTION_FIELDS
 from schemas.budget import CheckBudget, DenialReason, ExtendReservation, ReleaseReservation, ReservationReply
@@ -128,9 +129,13 @@ async def _extend(
     window_ids = held.keys() | change.amounts.keys()
     windows = await LockedWindows.lock(connection, catalogue, window_ids, ctx.services.beliefs(ctx.org))
     now = await budget_store.clock(connection)
+    more_of = {w.window_id: change.amounts.get(w.window_id, 0) - held.get(w.window_id, 0) for w in windows.rows}
     for window in windows.rows:
-        more = change.amounts.get(window.window_id, 0) - held.get(window.window_id, 0)
-        sums = windows.sums[window.window_id]
+        more = more_of[window.window_id]
+        if more > 0 and _gated(catalogue, windows, window, more_of):
+            return _denied(row, _full(catalogue, window), _retry_after(window, now))
+    for window in windows.rows:
+        more, sums = more_of[window.window_id], windows.sums[window.window_id]
         if more > 0 and not sums.fits(more):
             return _denied(row, _full(catalogue, window), _retry_after(window, now))
         if more > 0:
@@ -155,10 +160,18 @@ async def _extend(
     return _reply(replace(row, expires_at=expires_at, estimated_cost=change.estimate.cost))
 
 
+def _gated(catalogue: Catalogue, windows: LockedWindows, window: WindowRow, more_of: Mapping[int, int]) -> bool:
+    """Whether a window is of a rate without room for more, behind a budget that is used up."""
+    gate_id = catalogue.by_id[window.budget_id].gate_id
+    gates = [w for w in windows.rows if (w.budget_id, w.entity_id) == (gate_id, window.entity_id)]
+    return any(all(over(windows.sums[w.window_id], more_of[w.window_id]) for w in (window, gate)) for gate in gates)
+
+
 def _full(catalogue: Catalogue, window: WindowRow) -> DenialReason:
     name = catalogue.by_id[window.budget_id].name
     text = f"budget '{name}' has no room for the larger estimate; the reservation is unchanged"
-    return DenialReason(code="budget_exceeded", message=text, budget_id=window.budget_id, budgets=[window.budget_id])
+    code = "throttled" if catalogue.by_id[window.budget_id].enforcement == "throttle" else "budget_exceeded"
+    return DenialReason(code=code, message=text, budget_id=window.budget_id, budgets=[window.budget_id])
 
 
 def _retry_after(window: WindowRow, now: datetime) -> int | None:

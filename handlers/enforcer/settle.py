@@ -100,7 +100,9 @@ def book_each(moves: Iterable[Move], sums: dict[int, Sums]) -> list[int]:
 def charged_at(
     row: ReservationRow | None, timestamp: datetime, arrived_at: datetime, *, too_old: timedelta
 ) -> datetime:
-    """What decides the windows: the reservation's decision, else the event's time, else (too old) its arrival."""
+    """What decides the windows: the reservation's decision, else the event's time, else its arrival: for what is too
+    old, and for what has not happened yet, which would open a window before the one it carries from has ended.
+    """
     if row is not None:
         return row.decided_at
-    return timestamp if arrived_at - timestamp <= too_old else arrived_at
+    return timestamp if timestamp <= arrived_at <= timestamp + too_old else arrived_at

@@ -61,9 +61,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``code``: why it is refused, None: it is approved; ids of the budgets that refuse, names of those in shadow."""
+    """``codes``: why it may be said to be refused, none: it is approved; ids of those that refuse, names of shadows."""
 
-    code: str | None
+    codes: frozenset[str]
     full: frozenset[str]
     shadows: frozenset[str]
     retry_at: datetime | None = None
@@ -85,9 +85,9 @@ def verdict(before: Book, after: Book, call: Call) -> Verdict | None:
     teams = {row["team_id"] for row in before.members if row["user_id"] == call.user}
     team = next(iter(teams)) if call.team is None and len(teams) == 1 else call.team
     if any(_brakes(row, call, team) for row in before.brakes):
-        return Verdict("kill_switch", frozenset(), frozenset())
+        return Verdict(frozenset({"kill_switch"}), frozenset(), frozenset())
     if call.team is not None and teams and call.team not in teams:
-        return Verdict("attribution_mismatch", frozenset(), frozenset())
+        return Verdict(frozenset({"attribution_mismatch"}), frozenset(), frozenset())
     entities = {"global": "*", "team": team, "user": call.user}
     looked: dict[tuple[str, str], tuple[Row, Row, int, int]] = {}
     for budget in before.budgets:
@@ -121,9 +121,10 @@ def _decided(looked: Mapping[tuple[str, str], tuple[Row, Row, int, int]], call: 
             shadows.add(budget["name"])
     ends = [window["ends_at"] for _, window, _ in full]
     never = None in ends or any(call.amounts[budget["unit"]] > limit for budget, _, limit in full)
-    throttled = all(budget["enforcement"] == "throttle" for budget, _, _ in full)
+    # Of several the reason is the one that resets last; two may reset at the same time.
+    last = [budget for budget, window, _ in full if window["ends_at"] == (None if None in ends else max(ends))]
     return Verdict(
-        None if not full else "throttled" if throttled else "budget_exceeded",
+        frozenset("throttled" if b["enforcement"] == "throttle" else "budget_exceeded" for b in last),
         frozenset(str(budget["budget_id"]) for budget, _, _ in full),
         frozenset() if full else frozenset(shadows),
         None if never or not full else max(ends),

@@ -103,7 +103,8 @@ PROMISES: Final[dict[str, str]] = {
         SELECT e.id, e.charged_at, r.decided_at FROM usage_event e
         LEFT JOIN reservation r ON r.org_id = e.org_id AND r.reservation_id = e.reservation_id
         WHERE e.org_id = $1 AND e.charged_at IS DISTINCT FROM CASE WHEN e.reserved THEN r.decided_at
-            WHEN e.timestamp >= e.arrived_at - interval '35 days' THEN e.timestamp ELSE e.arrived_at END""",
+            WHEN e.timestamp BETWEEN e.arrived_at - interval '35 days' AND e.arrived_at THEN e.timestamp
+            ELSE e.arrived_at END""",
     "P4 a cost is its line items, and they are tokens times their rates, rounded once": """
         SELECT e.id, e.cost, s.* FROM usage_event e CROSS JOIN LATERAL (
             SELECT coalesce(sum((i ->> 3)::numeric), 0) AS cost,

@@ -135,16 +135,9 @@ def test_minutes_tile_time_around_every_change_of_the_clocks(zone: str) -> None:
             at += timedelta(minutes=1)
 
 
-HALF_HOURS = pytest.mark.xfail(reason="periods_between takes every hour for 60 minutes", strict=True)
-
-
 @pytest.mark.parametrize(
     ("period", "zone"),
-    [
-        pytest.param(p, z, marks=HALF_HOURS if (p, z) == ("hourly", "Australia/Lord_Howe") else ())
-        for p in PERIODS
-        for z in DAY_HOURS
-    ],
+    [(p, z) for p in PERIODS for z in DAY_HOURS],
 )
 def test_the_number_of_windows_between_two_is_counted_off(period: str, zone: str) -> None:
     found = edges(period, zone)

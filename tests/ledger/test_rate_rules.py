@@ -51,7 +51,6 @@ async def test_a_brake_says_nothing_of_budgets_that_are_full_as_well(world: Worl
     assert await world.told("budget.exceeded") == []
 
 
-@pytest.mark.xfail(reason="extend_reservation does not look at gates", strict=True)
 async def test_an_extension_does_not_walk_around_a_rate(world: World) -> None:
     one, two = world.agents
     await gated(world)

@@ -144,7 +144,6 @@ async def test_what_is_left_goes_over_each_turn_of_the_budgets_own_calendar(
     await world.verify()
 
 
-@pytest.mark.xfail(reason="usage whose timestamp is ahead opens the next window at once", strict=True)
 async def test_an_event_from_a_clock_that_runs_ahead_does_not_carry_what_is_still_spent(world: World) -> None:
     """R3: only PostgreSQL's clock rolls. What went over may not be spent in the window that it came from as well."""
     one, two = world.agents

@@ -9,6 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handlers.enforcer.calendar import bounds, periods_between
+from handlers.enforcer.status import get_budget_status
+from schemas.budget import GetBudgetStatus
 from tests.support.ledger import CENT, START, USD, World, examples
 
 PERIODS = ("minute", "hourly", "daily", "weekly", "monthly", "yearly")
@@ -61,6 +63,22 @@ async def test_r14_what_is_left_is_carried_over_as_the_policy_says(
     assert decision.budgets[0].remaining == "0"
     assert (await world.windows(budget))[-1]["carry"] == carry
     await one.deny(max_completion_tokens=1)
+
+
+async def test_r14_a_window_that_nobody_opened_yet_is_shown_with_what_it_will_get(world: World) -> None:
+    one, two = world.agents
+    budget = await world.budget(limit=1, period="daily", rollover_policy="full")
+    await one.track(completion_tokens=40)
+    await world.wait(days=2)
+    asked = GetBudgetStatus(budget_id=budget.budget_id)
+
+    (before,) = (await get_budget_status(two.context, asked)).budgets
+    assert len(await world.windows(budget)) == 1
+    decision = await two.submit(max_completion_tokens=1, reserve=False)
+    (after,) = (await get_budget_status(two.context, asked)).budgets
+
+    assert before.window == after.window == decision.budgets[0]
+    assert (before.window.base_limit, before.window.limit, before.window.remaining) == ("1", "2.6", "2.6")
 
 
 async def test_r14_live_reservations_count_as_spent_and_settling_them_later_changes_nothing(world: World) -> None:

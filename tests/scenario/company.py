@@ -207,12 +207,16 @@ class Company:
 
     async def verify_windows(self) -> None:
         """Every window that was ever opened, to the nano, as the database has it."""
-        names: dict[str, str] = {TEST_VAULT.surrogate(ORG, user): user for user in self.users()}
+        names = {TEST_VAULT.surrogate(ORG, user): user for user in self.users()}
+
+        def named(entity: str) -> str:
+            return names.get(entity, entity)
+
         sql = """SELECT b.name, w.entity_id, w.starts_at, w.ends_at, w.carry, w.spent, w.reserved, w.overrun,
                      w.thresholds_fired, w.shadow_denied, w.exceeded_at IS NOT NULL AS exceeded
                  FROM budget_window w JOIN budget b USING (org_id, budget_id) WHERE org_id = $1"""
         found: dict[Key, dict[str, Any]] = {
-            (row["name"], names.get(row["entity_id"], row["entity_id"]), row["starts_at"]): {
+            (row["name"], named(row["entity_id"]), row["starts_at"]): {
                 **{name: row[name] for name in ("ends_at", "carry", "spent", "reserved", "overrun", "shadow_denied")},
                 "thresholds_fired": sorted(row["thresholds_fired"]),
                 "exceeded": row["exceeded"],
