@@ -36,6 +36,7 @@ from handlers.enforcer.admission import Admission
 from handlers.enforcer.overrides import expire_overrides
 from handlers.enforcer.sizing import refresh
 from handlers.enforcer.sweep import Applied, sweep
+from handlers.management.upgrade import upgrade_users
 from handlers.tracker.apply import Applier
 from handlers.tracker.ingest import Ingest
 from handlers.tracker.intake import Intake
@@ -128,6 +129,8 @@ class TokenManagerAgent(BaseAgent):
             if isinstance(part, BaseException):
                 raise part
         await self._same_key()
+        if renamed := await upgrade_users(services):
+            _log.warning("the names of %d users of an earlier release became surrogates", renamed)
         await asyncio.gather(self._access.directory.open(), self._know_orgs())
         requests, bulk = self._clients
         stream_settings = streams.StreamSettings(

@@ -20,7 +20,7 @@ from handlers.context import Caller, Context, Inbound, Services
 from schemas.codec import Codec, unwrap
 from schemas.errors import STATUS, Error, ErrorReply, SignalError, unavailable
 from signals import Request, Route
-from store.pool import is_unavailable
+from store.pool import UNAVAILABLE, is_unavailable
 
 _ENCODE: Final = msgspec.json.Encoder().encode
 _log = logging.getLogger(__name__)
@@ -172,7 +172,10 @@ class Dispatch:
             place = self._places if route.signal.queued else contextlib.nullcontext()
             async with asyncio.timeout(self._limits.timeout_s), place:
                 request = codec.decode(unwrap(data)[0])
-                reply = await route.handler(Context(self._services, caller), request)
+                try:
+                    reply = await route.handler(Context(self._services, caller), request)
+                except SignalError as error:
+                    raise await self._spoken(caller.org, error) from error
                 answer.send(_ENCODE(reply) if reply.verbatim else await self._named(caller.org, _ENCODE(reply)))
         except SignalError as error:
             answer.fail(error)
@@ -183,6 +186,13 @@ class Dispatch:
         identities = self._services.identities
         await identities.learn(org, payload)
         return identities.named(org, payload)
+
+    async def _spoken(self, org: str, error: SignalError) -> SignalError:
+        """The error with names in the place of surrogates, as far as they can be had."""
+        identities = self._services.identities
+        with contextlib.suppress(*UNAVAILABLE):
+            await identities.learn(org, error.message.encode())
+        return SignalError(error.code, identities.spoken(org, error.message), field=error.field)
 
     def _fail(self, answer: "_Answer", error: Exception) -> None:
         if is_unavailable(error):

@@ -61,6 +61,8 @@ class Access:
         row = None if user is None else self.directory.user(org, user)
         if row is not None:
             return self.known(row)
+        if user is not None and self.directory.user(org, self.key_of(org, user)) is not None:
+            return self._named(org, user, frozenset())  # Whose name was deleted: the row that is left says no.
         if not self.directory.knows_all_users:
             return self._named(org, user, frozenset())
         return self._named(org, user, self.roles_of(org, user))

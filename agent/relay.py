@@ -2,9 +2,12 @@
 
 import asyncio
 import logging
+from typing import Any
+
+import msgspec
 
 from agent.backoff import Backoff
-from agent.bus.stored import PublishFailed, StoredPublisher
+from agent.bus.stored import PublishFailed, PublishTooLarge, StoredPublisher
 from handlers.identities import Identities
 from handlers.tracker.dead import STREAM_PREFIX
 from schemas.subjects import AGENT_DEAD_LETTER_PREFIX, EVENT_PREFIX, event_subject
@@ -83,8 +86,16 @@ class Relay:
             subject = f"{EVENT_PREFIX}.{row.event}"
         else:
             subject = event_subject(row.org_id, row.event)
-        payload = self._identities.named(row.org_id, row.payload)
-        await self._publisher.publish(subject, payload, msg_id=f"o:{row.outbox_id}", timeout_s=self._timeout_s)
+        msg_id, timeout_s = f"o:{row.outbox_id}", self._timeout_s
+        forms = (lambda: self._identities.named(row.org_id, row.payload), lambda: row.payload, lambda: _emptied(row))
+        for form in forms:
+            try:
+                await self._publisher.publish(subject, form(), msg_id=msg_id, timeout_s=timeout_s)
+            except PublishTooLarge:  # Names are longer than surrogates; and what stayed would be in the way for ever.
+                _log.warning("event %s of org %s is too large; it is told in less", row.event, row.org_id)
+            else:
+                return
+        raise PublishFailed(f"event {row.event} is too large without its data")
 
     async def _wait(self) -> None:
         try:
@@ -93,3 +104,9 @@ class Relay:
                 await self._ready.wait()
         except TimeoutError:
             return
+
+
+def _emptied(row: OutboxRow) -> bytes:
+    """The event with the size of its data in the place of the data."""
+    event: dict[str, Any] = msgspec.json.decode(row.payload)
+    return msgspec.json.encode(event | {"data": {"omitted_bytes": len(row.payload)}})

@@ -17,12 +17,14 @@ import uvloop
 
 from agent.bus.client import BusClient, connect
 from agent.bus.settings import BusSettings
-from bench.payloads import maker
+from bench.payloads import Call, maker
 from bench.ticker import Ticker
 
 REST_S = 10.0
 LATENCIES_MAX = 2_000_000
 TICK_MIN_S = 0.0002
+BESIDE_S = 1.0
+"""How much time before and after a turn is compared."""
 
 
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +41,19 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     warmup_s: float = 0.0
     size: int = 1
     """Events per message of kind `batch`, bytes per message of kind `raw`."""
+    call: Call | None = None
+    """Who calls, for kinds `check` and `track`; none: the hot tree's one user."""
+    turn_at: float = 0.0
+    """A wall-clock time whose neighbourhood is told apart; 0: none."""
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """What was answered in BESIDE_S seconds on one side of a turn."""
+
+    per_s: float
+    p50_ms: float
+    p99_ms: float
+    worst_ms: float
 
 
 class LoadResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +69,8 @@ class LoadResult(msgspec.Struct, frozen=True, kw_only=True):
     cpu_s: float
     began: float
     ended: float
+    before: Part | None = None
+    after: Part | None = None
 
 
 class Load:
@@ -63,11 +80,12 @@ class Load:
         self._client = client
         self._spec = spec
         self._subject = spec.subject.encode()
-        self._payload: Callable[[int], bytes] = maker(spec.kind, spec.run, spec.size)
+        self._payload: Callable[[int], bytes] = maker(spec.kind, spec.run, spec.size, spec.call)
         self._prefix = client.new_inbox().encode() + b"."
         self._numbers = itertools.count()
         self._due: dict[bytes, float] = {}
         self._latencies: list[float] = []
+        self._times: list[float] = []
         self._measuring = False
         self._stopped = False
         self._answered = 0
@@ -95,6 +113,7 @@ class Load:
     def _measure(self) -> None:
         self._answered = self._failed = 0
         self._latencies.clear()
+        self._times.clear()
         self._measuring = True
         self._cpu, self._began, self._began_wall = time.process_time(), time.perf_counter(), time.time()
 
@@ -102,6 +121,7 @@ class Load:
         """Take the figures at the end of the measured time; what is still open is waited for, not counted."""
         seconds, cpu_s, wall = time.perf_counter() - self._began, time.process_time() - self._cpu, time.time()
         answered, ordered = self._answered, sorted(self._latencies)
+        turn = self._spec.turn_at - self._began_wall + self._began
         self._stopped = True
         sending.cancel()
         if self._due:
@@ -121,7 +141,16 @@ class Load:
             cpu_s=cpu_s,
             began=self._began_wall,
             ended=wall,
+            before=self._part(turn - BESIDE_S) if self._spec.turn_at else None,
+            after=self._part(turn) if self._spec.turn_at else None,
         )
+
+    def _part(self, since: float) -> Part:
+        """What was answered from `since` on."""
+        answered = zip(self._times, self._latencies, strict=True)
+        ordered = sorted(latency for at, latency in answered if since <= at < since + BESIDE_S)
+        p50, p99, worst = (_at(ordered, share) * 1000 for share in (0.50, 0.99, 1.0))
+        return Part(per_s=len(ordered) / BESIDE_S, p50_ms=p50, p99_ms=p99, worst_ms=worst)
 
     async def _closed(self) -> None:
         for _ in range(self._spec.outstanding):
@@ -155,7 +184,10 @@ class Load:
             self._failed += 1
             self._problem = self._problem or (data or headers or b"").decode(errors="replace")[:300]
         if self._measuring and len(self._latencies) < LATENCIES_MAX:
-            self._latencies.append(time.perf_counter() - due)
+            now = time.perf_counter()
+            self._latencies.append(now - due)
+            if self._spec.turn_at:
+                self._times.append(now)
         self._answered += 1
         if self._answered == self._spec.count:
             self._all_answered.set()

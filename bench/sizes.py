@@ -16,6 +16,15 @@ class Sizes:
     events_batched: int = 200_000
     copy_rows: int = 100_000
     redis_requests: int = 150_000
+    budget_runs: int = 3
+    budget_seconds: float = 1.2
+    """Of number 10, which has many loads to compare."""
+    users: int = 100_000
+    turn_users: int = 10_000
+    turns: int = 2
+    """How often each load is measured at the turn of a minute."""
+    await_turns: bool = True
+    """Whether turns are waited for; else only those that come by meanwhile are measured."""
 
 
 FULL = Sizes()
@@ -27,4 +36,10 @@ QUICK = Sizes(
     events_batched=30_000,
     copy_rows=20_000,
     redis_requests=40_000,
+    budget_runs=1,
+    budget_seconds=0.5,
+    users=10_000,
+    turn_users=2_000,
+    turns=1,
+    await_turns=False,
 )

@@ -86,6 +86,7 @@ class Limits:
     compliance_callers_max: int = 20
     identity_cache_max: int = 100_000
     identity_keep_s: float = 30.0
+    identity_unknown_keep_s: float = 1.0
     redact_batch_max: int = 200
     on_unpriced: str = "flag"
 
@@ -163,7 +164,13 @@ class Services:
     def identities(self) -> Identities:
         """User names behind surrogates."""
         limits = self.limits
-        return Identities(self.database, self.vault, limit=limits.identity_cache_max, keep_s=limits.identity_keep_s)
+        return Identities(
+            self.database,
+            self.vault,
+            limit=limits.identity_cache_max,
+            keep_s=limits.identity_keep_s,
+            unknown_keep_s=limits.identity_unknown_keep_s,
+        )
 
     def org_settings(self, org: str) -> OrgSettings:
         """An org's settings as far as this agent knows them: those of every org that has any are read at its start."""

@@ -4,6 +4,7 @@ In between (ledger, rollups, reservations, audit trail) nobody has a name. Repli
 surrogates, which are replaced in their JSON at the very end; a surrogate without a name stays as it is.
 """
 
+import contextlib
 import re
 import time
 from collections import OrderedDict
@@ -16,7 +17,7 @@ from handlers.vault import SURROGATE_PREFIX, Vault
 from schemas.errors import invalid
 from store import identities as identity_store
 from store.identities import Key
-from store.pool import Database
+from store.pool import UNAVAILABLE, Database
 
 _SURROGATE: Final = re.compile(rb"uk_[a-z2-7]{26}")
 _WHOLE: Final = re.compile(r"uk_[a-z2-7]{26}")
@@ -54,14 +55,18 @@ def rename_users(document: Any, key_of: Callable[[str], str | None]) -> bool:
 class Identities:
     """What this agent knows of names; bounded by ``limit`` users. Names it met are stored by ``flush``.
 
-    A name is believed for ``keep_s`` seconds, so one that another agent made anonymous is forgotten here by then.
+    A name is believed for ``keep_s`` seconds, so one that another agent made anonymous is forgotten here by then; that
+    there is none for ``unknown_keep_s``, so one that another agent has just stored is told here by then.
     """
 
-    def __init__(self, database: Database, vault: Vault, *, limit: int, keep_s: float) -> None:
+    def __init__(
+        self, database: Database, vault: Vault, *, limit: int, keep_s: float, unknown_keep_s: float = 1.0
+    ) -> None:
         self._database = database
         self._vault = vault
         self._limit = limit
         self._keep_s = keep_s
+        self._unknown_keep_s = unknown_keep_s
         self._keys: dict[Key, str] = {}
         self._names: OrderedDict[Key, tuple[str | None, float]] = OrderedDict()
         self._new: dict[Key, str] = {}
@@ -93,7 +98,7 @@ class Identities:
             self._put((org, key), name)
 
     def _put(self, key: Key, name: str | None) -> None:
-        self._names[key] = (name, time.monotonic() + self._keep_s)
+        self._names[key] = (name, time.monotonic() + (self._keep_s if name is not None else self._unknown_keep_s))
         if len(self._names) > self._limit:
             self._names.popitem(last=False)
 
@@ -117,11 +122,17 @@ class Identities:
         return _WHOLE.sub(name, text)
 
     async def learn(self, org: str, payload: bytes) -> None:
-        """Read the names behind the surrogates in ``payload`` that this agent does not know, or no longer believes."""
+        """Read the names behind the surrogates in ``payload`` that this agent does not know, or no longer believes.
+
+        Those it alone knows are stored first: whoever is told of them may ask another agent next.
+        """
         if _MARK not in payload:
             return
         now = time.monotonic()
         found = {(org, key.decode()) for key in _SURROGATE.findall(payload)}
+        if not found.isdisjoint(self._new):
+            with contextlib.suppress(*UNAVAILABLE):
+                await self.flush()
         wanted = sorted(key for key in found if key not in self._new and self._stale(key, now))
         if not wanted:
             return
@@ -140,7 +151,7 @@ class Identities:
             return
         taken = dict(self._new)
         async with self._database.transaction() as connection:
-            await identity_store.remember(connection, [(org, key, name) for (org, key), name in taken.items()])
+            await identity_store.remember(connection, [(org, key, name) for (org, key), name in sorted(taken.items())])
             names = await identity_store.find(connection, sorted(taken))
         for key in taken:
             self._new.pop(key, None)

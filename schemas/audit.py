@@ -33,7 +33,7 @@ class ExpectedHead(Request, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A ``head`` of an earlier reply, written down outside the system."""
 
     seq: Annotated[int, Meta(ge=1, le=SEQ_MAX)]
-    hash: Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="A SHA-256 in hexadecimal.")]
+    hash: Annotated[str, Meta(pattern="^[0-9a-f]{64}$(?!\\n)", description="A SHA-256 in hexadecimal.")]
 
 
 class GetAuditTrail(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,7 +15,10 @@ Day = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday"
 DAYS: Final[tuple[Day, ...]] = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 DeliveryStatus = Literal["pending", "sent", "skipped", "dead"]
 ClockTime = Annotated[
-    str, Meta(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$", description="A time of day on the wall clock, e.g. '22:00'.")
+    str,
+    Meta(
+        pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$(?!\\n)", description="A time of day on the wall clock, e.g. '22:00'."
+    ),
 ]
 ChannelUrl = Annotated[str, Meta(min_length=1, max_length=4096, description="Kept encrypted and never shown.")]
 

@@ -6,7 +6,10 @@ from .base import Reply, Request, Time
 
 
 class GetStatus(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the agent is. ``reconcile`` also recomputes the sums of the org (reads every open window)."""
+    """How the agent is. ``reconcile`` also recomputes the sums of the org (reads every open window).
+
+    ``reconcile`` and the reply's ``compliance`` are for viewers, managers, approvers, finance and admins.
+    """
 
     reconcile: bool = False
 

@@ -31,7 +31,7 @@ OnMismatch = Annotated[
 ]
 EntityWindowsPerHour = Annotated[
     int,
-    Meta(ge=0, le=10_000_000, description="New entities of '*' budgets per hour, so that made-up names end; 0: no cap."),
+    Meta(ge=0, le=10_000_000, description="New entities of '*' budgets per hour; made-up names end there. 0: no cap."),
 ]
 PressurePercent = Annotated[
     int, Meta(ge=1, le=100, description="From this use of a window on approvals list cheaper alternatives.")

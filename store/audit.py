@@ -1,6 +1,7 @@
 """Rows of ``audit``: an org's hash chain of everything a person or a policy changed."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -59,8 +60,8 @@ async def listing(
     *,
     before_seq: int,
     entity: str | None,
-    entity_id: str | None,
-    actor: str | None,
+    entity_ids: Sequence[str] | None,
+    actors: Sequence[str] | None,
     action: str | None,
     start: datetime | None,
     end: datetime | None,
@@ -69,7 +70,7 @@ async def listing(
 ) -> list[AuditRow]:
     """Entries, newest first, before ``before_seq``; fewer where their contents exceed ``bytes_max``, at least one."""
     records = await connection.fetch(
-        _SQL["listing"], org, before_seq, entity, entity_id, actor, action, start, end, limit, bytes_max
+        _SQL["listing"], org, before_seq, entity, entity_ids, actors, action, start, end, limit, bytes_max
     )
     return [_row(record) for record in records]
 

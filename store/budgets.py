@@ -124,6 +124,11 @@ async def find(connection: Connection, org: str, budget_id: str) -> BudgetRow | 
     return _row(record) if record else None
 
 
+async def some(connection: Connection, org: str, budget_ids: Sequence[str]) -> list[BudgetRow]:
+    """Those of these budgets that there are."""
+    return [_row(record) for record in await connection.fetch(_SQL["some"], org, budget_ids)]
+
+
 async def insert(connection: Connection, row: BudgetRow) -> None:
     """Store a new budget. Raises asyncpg.UniqueViolationError where the name is taken."""
     await connection.execute(_SQL["insert"], *_values(row))

@@ -85,7 +85,7 @@ async def count_open(connection: Connection, org: str) -> int:
 async def naming(
     connection: Connection, org: str, name: str, *, after: str | None, limit: int
 ) -> list[tuple[str, bytes]]:
-    """Ids and payloads of dead letters in which ``name`` occurs, locked, by id."""
+    """Ids and payloads of dead letters in which ``name`` may occur, locked, by id."""
     records = await connection.fetch(_SQL["naming"], org, name.encode(), after, limit)
     return [(str(record["dead_letter_id"]), record["payload"]) for record in records]
 

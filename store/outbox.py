@@ -35,6 +35,6 @@ async def delete(connection: Connection, outbox_ids: Sequence[int]) -> None:
     await connection.execute(_SQL["delete"], outbox_ids)
 
 
-async def pending(connection: Connection) -> int:
-    """How many events wait."""
-    return await connection.fetchval(_SQL["pending"])
+async def pending(connection: Connection, org: str) -> int:
+    """How many events of an org wait."""
+    return await connection.fetchval(_SQL["pending"], org)

@@ -1,8 +1,9 @@
 """Rows of ``budget_window``: one period of one budget for one entity."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 from store.budgets import BudgetRow
@@ -47,6 +48,10 @@ class NewWindow:
     high_limit: int | None
     backfilled: int = 0
     overrun: int = 0
+
+
+# Not astuple: it copies every value deeply, which is most of what opening a window would cost.
+_columns_of = attrgetter(*(field.name for field in fields(NewWindow)))
 
 
 def _row(record: Any) -> WindowRow:
@@ -125,19 +130,38 @@ async def find(
     return {(row.budget_id, row.entity_id, row.starts_at): row for row in rows}
 
 
+async def lock_before(
+    connection: Connection, org: str, keys: Sequence[tuple[str, str, datetime]]
+) -> dict[tuple[str, str, datetime], WindowRow]:
+    """The newest window of each (budget, entity) before a start, by that key: all locked, in the order of their ids."""
+    columns = ([k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys])
+    found: dict[tuple[str, str, datetime], WindowRow] = {}
+    for record in await connection.fetch(_SQL["lock_before"], org, *columns):
+        values = dict(record)
+        before = values.pop("before")
+        row = _row(values)
+        found[row.budget_id, row.entity_id, before] = row
+    return found
+
+
 async def latest_before(
-    connection: Connection, org: str, budget_id: str, entity_id: str, starts_at: datetime, *, lock: bool = True
+    connection: Connection, org: str, budget_id: str, entity_id: str, starts_at: datetime
 ) -> WindowRow | None:
-    """The newest window of a budget and entity before ``starts_at``, locked unless it is only looked at."""
-    sql = _SQL["latest_before" if lock else "seen_before"]
-    record = await connection.fetchrow(sql, org, budget_id, entity_id, starts_at)
+    """The newest window of a budget and entity before ``starts_at``, not locked."""
+    record = await connection.fetchrow(_SQL["latest_before"], org, budget_id, entity_id, starts_at)
     return _row(record) if record else None
 
 
-async def create(connection: Connection, org: str, windows: Sequence[NewWindow]) -> None:
-    """Create windows, in one statement; one that exists stays as it is: whoever comes first decides its carry."""
-    columns = zip(*(astuple(window) for window in windows), strict=True)
-    await connection.execute(_SQL["create"], org, *map(list, columns))
+async def create(
+    connection: Connection, org: str, windows: Sequence[NewWindow]
+) -> dict[tuple[str, str, datetime], WindowRow]:
+    """Create windows, in one statement; one that exists stays as it is: whoever comes first decides its carry.
+
+    Returns those that were created, by (budget, entity, start).
+    """
+    columns = zip(*map(_columns_of, windows), strict=True)
+    rows = [_row(record) for record in await connection.fetch(_SQL["create"], org, *map(list, columns))]
+    return {(row.budget_id, row.entity_id, row.starts_at): row for row in rows}
 
 
 async def known_entities(connection: Connection, org: str, pairs: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
@@ -146,12 +170,14 @@ async def known_entities(connection: Connection, org: str, pairs: Sequence[tuple
     return {(str(record["budget_id"]), record["entity_id"]) for record in records}
 
 
-async def take_new_entities(connection: Connection, org: str, count: int, most: int) -> int:
-    """Count ``count`` new entities in this hour, as far as ``most`` allows; returns how many were."""
-    before = await connection.fetchval(_SQL["lock_new_entities"], org)
-    room = max(0, min(count, most - before))
-    await connection.execute(_SQL["add_new_entities"], org, room)
-    return room
+async def lock_new_entities(connection: Connection, org: str) -> int:
+    """How many new entities were counted in this hour, locked: who else meets any waits."""
+    return await connection.fetchval(_SQL["lock_new_entities"], org)
+
+
+async def add_new_entities(connection: Connection, org: str, count: int) -> None:
+    """Count new entities; the counter is locked."""
+    await connection.execute(_SQL["add_new_entities"], org, count)
 
 
 async def of_budget(connection: Connection, org: str, budget_id: str, at: datetime, limit: int) -> list[WindowRow]:

@@ -52,6 +52,7 @@ CATCH_ALL = {
     ("agent/ingest_loop.py", "_attempt"): "nothing is acknowledged that was not committed; it is tried again",
     ("agent/relay.py", "run"): "events wait in the outbox; the relay must not end",
     ("agent/bus/wire.py", "_deliver"): "an error of a callback costs that message only",
+    ("handlers/alerts/aside.py", "aside"): "an alert that cannot be raised must never hold up usage",
     ("handlers/alerts/couriers.py", "send"): "a service's library may raise anything; the message is tried again",
     ("handlers/alerts/threads.py", "_do"): "what a thread raises is raised where its result is awaited",
     ("handlers/enforcer/admission.py", "_run"): "one batch that fails must not leave the next ones unanswered",

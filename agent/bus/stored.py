@@ -28,6 +28,10 @@ class PublishFailed(Exception):
         self.code = code
 
 
+class PublishTooLarge(PublishFailed):
+    """More than the server takes in one message; to try again is in vain."""
+
+
 class StreamFull(PublishFailed):
     """The stream holds as much as it may; nothing was stored."""
 
@@ -81,6 +85,7 @@ class StoredPublisher:
         Raises:
             StreamFull: refused, nothing stored.
             StreamUnavailable: nobody answered, or the connection cannot take it; it may be stored after a timeout.
+            PublishTooLarge: more than the server takes, nothing stored.
             PublishFailed: refused for another reason, or too many publishes are waiting.
         """
         if len(self._waiting) >= self._waiting_max:
@@ -103,7 +108,7 @@ class StoredPublisher:
         except (errors.OutboundBufferLimitError, errors.ConnectionClosedError, errors.ConnectionDrainingError) as error:
             raise StreamUnavailable(str(error)) from error
         except errors.MaxPayloadError as error:
-            raise PublishFailed(f"{len(payload)} bytes are more than the bus takes") from error
+            raise PublishTooLarge(f"{len(payload)} bytes are more than the bus takes") from error
         finally:
             self._waiting.pop(token, None)
 

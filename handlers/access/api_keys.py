@@ -10,6 +10,7 @@ from handlers import audit
 from handlers.access.users import access_change
 from handlers.context import Context
 from handlers.cursor import decode_cursor, page
+from handlers.moment import in_utc
 from schemas.access import ApiKey, ApiKeyList, CreateApiKey, ListApiKeys, NewApiKey, RevokeApiKey
 from schemas.errors import conflict, invalid, not_found
 from signals import ROLES, route
@@ -42,10 +43,11 @@ async def create_api_key(ctx: Context, request: CreateApiKey) -> NewApiKey:
     secret = ctx.services.new_secret()
     key_id = ctx.new_id().replace("-", "")
     whole = f"{KEY_PREFIX}_{key_id}_{secret}"
+    expires_at = in_utc(request.expires_at, "expires_at")
 
     async def work(connection: Connection) -> NewApiKey:
         now = await budget_store.clock(connection)
-        if request.expires_at is not None and request.expires_at <= now:
+        if expires_at is not None and expires_at <= now:
             raise invalid("is over already", field="expires_at")
         limit = ctx.services.limits.api_keys_max
         if await key_store.count_live(connection, ctx.org) >= limit:
@@ -60,7 +62,7 @@ async def create_api_key(ctx: Context, request: CreateApiKey) -> NewApiKey:
             roles=await _granted(ctx, connection, request),
             created_by=ctx.caller.actor,
             created_at=now,
-            expires_at=request.expires_at,
+            expires_at=expires_at,
         )
         await key_store.insert(connection, row)
         key = _shown(row)

@@ -24,7 +24,7 @@ def next_run(cron: str, timezone: str, after: datetime) -> datetime | None:
     """
     place = zone(timezone)
     fields = cron.split()
-    if len(fields) != 5:
+    if len(fields) != 5 or not cron.isascii():
         raise invalid("has five fields: minute, hour, day of month, month, day of week", field="cron")
     fields[4] = ",".join(_weekdays(part) for part in fields[4].split(","))
     try:

@@ -9,6 +9,8 @@ from handlers.access.cron import next_run
 from handlers.access.users import access_change
 from handlers.context import Context
 from handlers.cursor import decode_cursor, page
+from handlers.enforcer.entities import entity_key
+from handlers.identities import rename_users
 from schemas.access import DeleteSchedule, ListSchedules, Schedule, ScheduleList, SetSchedule
 from schemas.codec import Codec, prefixed
 from schemas.errors import SignalError, conflict, invalid, not_found
@@ -39,6 +41,7 @@ async def set_schedule(ctx: Context, request: SetSchedule) -> Schedule:
         Codec(signal.request).decode(text)
     except SignalError as error:
         raise prefixed(error, "request") from None
+    text = _nameless(ctx, text)
 
     async def work(connection: Connection) -> Schedule:
         now = await budget_store.clock(connection)
@@ -95,6 +98,18 @@ async def list_schedules(ctx: Context, request: ListSchedules) -> ScheduleList:
         rows = await schedule_store.listing(connection, ctx.org, after_name=after_name, limit=request.limit + 1)
     found, next_cursor = page([_shown(row) for row in rows], limit=request.limit, key=lambda s: (s.name,))
     return ScheduleList(schedules=found, next_cursor=next_cursor)
+
+
+def _nameless(ctx: Context, request: bytes) -> bytes:
+    """The request with surrogates for users, as which it asks for the same. Raises SignalError below ``request``."""
+    document: dict[str, Any] = msgspec.json.decode(request)
+    try:
+        if document.get("type") == "user" and isinstance(document.get("entity_id"), str):
+            document["entity_id"] = entity_key(ctx, type="user", entity_id=document["entity_id"])
+        rename_users(document, ctx.user_key)
+    except SignalError as error:
+        raise prefixed(error, "request") from None
+    return msgspec.json.encode(document)
 
 
 def _signal(name: str) -> Request[Any, Any]:

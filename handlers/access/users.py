@@ -11,6 +11,7 @@ from handlers import audit
 from handlers.access.nkeys import decode_user_key, is_user_key
 from handlers.context import Context
 from handlers.cursor import decode_cursor, page
+from handlers.identities import is_surrogate
 from schemas.access import DeleteUser, ListUsers, SetUser, User, UserList
 from schemas.errors import SignalError, conflict, invalid, not_found, unavailable
 from signals import ROLES, route
@@ -63,6 +64,8 @@ async def set_user(ctx: Context, request: SetUser) -> User:
         before = await user_store.find(connection, ctx.org, request.name)
         row = _row(ctx, request, before, now)
         _keep_oneself(ctx, row)
+        if before is None:  # Who is entered again after the name was deleted begins anew.
+            await user_store.remove(connection, ctx.org, ctx.services.vault.surrogate(ctx.org, request.name))
         return await _put(ctx, connection, before, row, "created" if before is None else "updated")
 
     try:
@@ -150,7 +153,7 @@ def _audited(row: UserRow) -> dict[str, object]:
 
 
 def _check(request: SetUser) -> None:
-    if request.name == NOBODY or is_user_key(request.name):
+    if request.name == NOBODY or is_user_key(request.name) or is_surrogate(request.name):
         raise invalid("stands for something else: choose another name", field="name")
     if request.public_key is not None:
         try:

@@ -10,7 +10,7 @@ import msgspec
 
 from handlers import audit
 from handlers.alerts.couriers import Target
-from handlers.alerts.deliver import quiet_hours_of
+from handlers.alerts.deliver import quiet_hours_of, with_names
 from handlers.alerts.mail import Envelope, alert_content
 from handlers.alerts.notes import Note
 from handlers.alerts.spending import Spending
@@ -146,7 +146,7 @@ async def test_channel(ctx: Context, request: TestChannel) -> TestedChannel:
         message=f"Channel {row.name} works: alerts will arrive like this. {ctx.caller.actor} asked for it.",
         created_at=started,
     )
-    content = alert_content(envelope, note, Spending())
+    content = await with_names(ctx.services, ctx.org, alert_content(envelope, note, Spending()))
     outcome = await ctx.services.couriers.send(_unsealed(ctx, row), content, trial=True)
     latency = ctx.now() - started
     return TestedChannel(
@@ -159,8 +159,9 @@ async def test_channel(ctx: Context, request: TestChannel) -> TestedChannel:
 
 async def list_deliveries(ctx: Context, request: ListDeliveries) -> DeliveryList:
     """Deliveries, newest first."""
-    if request.alert_id is not None and not _UUID.fullmatch(request.alert_id):
-        raise invalid("is not the id of an alert", field="alert_id")
+    alert_id = None if request.alert_id is None else request.alert_id.lower()
+    if alert_id is not None and not _UUID.fullmatch(alert_id):
+        raise invalid("is not an alert id (a UUID)", field="alert_id")
     position = decode_cursor(request.cursor, tuple[_AT, UUID])
     async with ctx.database.connection() as connection:
         rows = await delivery_store.listing(
@@ -168,7 +169,7 @@ async def list_deliveries(ctx: Context, request: ListDeliveries) -> DeliveryList
             ctx.org,
             status=request.status,
             channel=request.channel,
-            alert_id=request.alert_id,
+            alert_id=alert_id,
             before=None if position is None else (position[0], str(position[1])),
             limit=request.limit + 1,
         )
@@ -182,9 +183,10 @@ async def list_deliveries(ctx: Context, request: ListDeliveries) -> DeliveryList
 
 async def retry_delivery(ctx: Context, request: RetryDelivery) -> Delivery:
     """Make a dead delivery pending again, with all its attempts before it."""
-    known = _UUID.fullmatch(request.delivery_id) is not None
+    delivery_id = request.delivery_id.lower()
+    known = _UUID.fullmatch(delivery_id) is not None
     async with ctx.database.transaction() as connection:
-        row = await delivery_store.lock(connection, ctx.org, request.delivery_id) if known else None
+        row = await delivery_store.lock(connection, ctx.org, delivery_id) if known else None
         if row is None:
             raise not_found("there is no delivery with this id", field="delivery_id")
         if row.status != "dead":

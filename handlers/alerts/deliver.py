@@ -113,13 +113,13 @@ async def content_of(services: Services, claimed: Claimed) -> Content:
     )
     if len(found) > 1:
         digest = digest_content(envelope, found, why=claimed.postponed, shown_max=services.limits.digest_items_max)
-        return await _named(services, channel.org_id, digest)
+        return await with_names(services, channel.org_id, digest)
     async with services.database.connection() as connection:
         spending = await spending_of(services, connection, channel.org_id, found[0], envelope.sent_at)
-    return await _named(services, channel.org_id, alert_content(envelope, found[0], spending))
+    return await with_names(services, channel.org_id, alert_content(envelope, found[0], spending))
 
 
-async def _named(services: Services, org: str, content: Content) -> Content:
+async def with_names(services: Services, org: str, content: Content) -> Content:
     """With names in the place of surrogates, each part escaped as it is written."""
     names = services.identities
     parts = (content.title, content.text, content.mail_text, content.mail_html)

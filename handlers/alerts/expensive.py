@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
+from handlers.alerts.aside import aside
 from handlers.alerts.raising import News, raise_news
 from handlers.alerts.scope import Calls, calls_of
 from handlers.alerts.texts import rate_text, scope_text, with_unit
@@ -25,12 +26,27 @@ async def raise_expensive(
 ) -> None:
     """Raise an alert for calls above the limit of a rule. Costs nothing where no rule of this kind is active.
 
-    The caller holds the catalogue lock, and ``catalogue`` is the present one.
+    The caller holds the catalogue lock, and ``catalogue`` is the present one. A rule that fails is logged.
     """
-    book = services.alert_rules
-    rules = [r for r in await book.rules(connection, catalogue.org, catalogue.version) if r.kind == KIND]
-    if not rules:
+    org, book = catalogue.org, services.alert_rules
+    known = book.known(org, catalogue.version)
+    if known is not None and all(rule.kind != KIND for rule in known):
         return
+
+    async def work() -> None:
+        rules = [r for r in await book.rules(connection, org, catalogue.version) if r.kind == KIND]
+        await _raise(services, connection, catalogue, rules, events)
+
+    await aside(connection, org, work, None)
+
+
+async def _raise(
+    services: Services,
+    connection: Connection,
+    catalogue: Catalogue,
+    rules: Sequence[AlertRuleRow],
+    events: Sequence[PricedEvent],
+) -> None:
     found: list[tuple[AlertRuleRow, Calls, str, PricedEvent]] = []
     for rule in rules:
         calls = calls_of(rule, catalogue.by_id.values())

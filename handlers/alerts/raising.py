@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from handlers.alerts.aside import aside
 from handlers.alerts.scope import watches
 from handlers.alerts.shown import alert_reply
 from handlers.alerts.texts import exceeded_text, level_of, overrun_text, threshold_text, window_details
@@ -70,14 +71,21 @@ def is_rate(budget: BudgetRow) -> bool:
 async def raise_crossings(
     services: Services, connection: Connection, org: str, crossings: Sequence[Crossing]
 ) -> list[AlertRow]:
-    """Raise what locked windows have crossed; the rules are read only now that there is something to tell."""
+    """Raise what locked windows have crossed; the rules are read only now that there is something to tell.
+
+    Returns the alerts raised: none where that fails, which is logged and holds nothing else up.
+    """
     told = [c for c in crossings if not is_rate(c.budget) and (c.thresholds or c.exceeded or c.overrun is not None)]
     if not told:
         return []
-    rules = [rule for rule in await rule_store.active(connection, org) if rule.kind in _CROSSED]
-    at = await budget_store.clock(connection)
-    news = [item for crossing in told for item in _news(crossing, rules, at)]
-    return await raise_news(services, connection, org, news, at)
+
+    async def work() -> list[AlertRow]:
+        rules = [rule for rule in await rule_store.active(connection, org) if rule.kind in _CROSSED]
+        at = await budget_store.clock(connection)
+        news = [item for crossing in told for item in _news(crossing, rules, at)]
+        return await raise_news(services, connection, org, news, at)
+
+    return await aside(connection, org, work, [])
 
 
 def _news(crossing: Crossing, rules: Sequence[AlertRuleRow], at: datetime) -> list[News]:

@@ -14,11 +14,15 @@ class RuleBook:
         self._known: dict[str, tuple[int, tuple[AlertRuleRow, ...]]] = {}
         self._limit = limit
 
+    def known(self, org: str, version: int) -> tuple[AlertRuleRow, ...] | None:
+        """Active rules as far as they were read at ``version``; None where they were not."""
+        found = self._known.get(org)
+        return found[1] if found is not None and found[0] == version else None
+
     async def rules(self, connection: Connection, org: str, version: int) -> tuple[AlertRuleRow, ...]:
         """Active rules by name. The caller holds the org's catalogue lock and ``version`` is the present one."""
-        known = self._known.get(org)
-        if known is not None and known[0] == version:
-            return known[1]
+        if (known := self.known(org, version)) is not None:
+            return known
         found = tuple(await rule_store.active(connection, org))
         if len(self._known) >= self._limit:
             self._known.clear()

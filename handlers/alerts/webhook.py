@@ -40,7 +40,9 @@ def shown_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:
+        (parts.hostname or "").encode("idna")
+        httpx.URL(url).host  # noqa: B018  Reading it decodes it.
+    except (ValueError, httpx.InvalidURL):
         raise ValueError("is not an http or https URL") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or any(c.isspace() or c < " " for c in url):
         raise ValueError("is not an http or https URL")

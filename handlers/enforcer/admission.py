@@ -5,9 +5,7 @@ commit, reply. Several agents need no coordination beyond these locks.
 """
 
 import asyncio
-import hashlib
 import logging
-import math
 from collections import deque
 from datetime import datetime, timedelta
 
@@ -15,19 +13,18 @@ import msgspec
 
 from handlers.context import Inbound, Services
 from handlers.enforcer.alerts import Refusal, tell_refusals
-from handlers.enforcer.answers import denial
 from handlers.enforcer.catalogue import Catalogue
-from handlers.enforcer.decide import Check, Desk, Outcome, decide
+from handlers.enforcer.decide import Check, Desk, Outcome, decide, targets_of, too_many_entities
 from handlers.enforcer.estimate import estimate
 from handlers.enforcer.ledger import Sums
 from handlers.enforcer.plan import USER, Planner, Targets, call_key
-from handlers.enforcer.repeats import Repeats
+from handlers.enforcer.repeats import Repeats, body_hash
 from handlers.enforcer.sizing import learn
 from handlers.enforcer.tally import APPROVED
 from handlers.enforcer.windows import StaleCatalogue, open_missing
-from schemas.budget import CheckBudget, DenialReason
+from schemas.budget import CheckBudget
 from schemas.codec import Codec, unwrap
-from schemas.errors import SignalError, invalid, unavailable
+from schemas.errors import SignalError, unavailable
 from store import budgets as budget_store
 from store import reservations as reservation_store
 from store import windows as window_store
@@ -36,12 +33,18 @@ from store.windows import Opened
 
 _log = logging.getLogger(__name__)
 _CODEC = Codec(CheckBudget)
-# The same body in another order of keys is the same body.
-_PACK = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
 class _TryAgain(Exception):
     """The world moved between planning and locking; plan again."""
+
+
+class _WindowsMissing(Exception):
+    """Windows of a plan have to be opened first, in a transaction of their own."""
+
+    def __init__(self, planner: Planner) -> None:
+        super().__init__()
+        self.planner = planner
 
 
 class _SeenBefore(Exception):
@@ -76,7 +79,7 @@ class Admission:
             request=request,
             request_id=request.request_id or reservation_id,
             named=named,
-            body_hash=_body_hash(request) if named else b"",
+            body_hash=body_hash(request) if named else b"",
             estimate=estimate(request, cards=services.rate_cards, at=services.clock(), limits=services.limits),
             key=call_key(request),
             reservation_id=reservation_id,
@@ -182,13 +185,15 @@ class OrgAdmission:
         return batch
 
     async def _decide(self, batch: list[Check]) -> None:
-        careful = False
+        careful = patient = False
         for _ in range(self._services.limits.transaction_attempts_max):
             try:
-                await self._attempt(batch, careful=careful)
+                await self._attempt(batch, careful=careful, patient=patient)
                 return
             except (StaleCatalogue, _TryAgain):
-                await self._reload()
+                patient = True  # However often budgets change: they wait while this batch is planned.
+            except _WindowsMissing as missing:
+                await self._open_missing(missing.planner, batch)
             except _SeenBefore:
                 careful = True
             except RETRYABLE:
@@ -196,8 +201,10 @@ class OrgAdmission:
         raise unavailable("the ledger is too busy; nothing was approved, retry with the same request_id")
 
     async def _reload(self) -> Planner:
+        return self._planner_of(await self._services.reload_catalogue(self._org))
+
+    def _planner_of(self, catalogue: Catalogue) -> Planner:
         services = self._services
-        catalogue = await services.reload_catalogue(self._org)
         if self._planner is None or self._planner.catalogue.version != catalogue.version:
             self._planner = Planner(
                 catalogue,
@@ -207,21 +214,21 @@ class OrgAdmission:
             )
         return self._planner
 
-    async def _attempt(self, checks: list[Check], *, careful: bool) -> None:
+    async def _attempt(self, checks: list[Check], *, careful: bool, patient: bool) -> None:
         planner = self._planner or await self._reload()
-        self._hide_names(planner, checks)
-        for check in checks:
-            check.plan = planner.plan(check.key)
-        learn(checks, self._org, planner.catalogue.org_settings.sizing, self._services.sizing)
-        await self._open_windows(planner, checks)
+        if not patient:
+            self._plan(planner, checks)
+            await self._open_windows(planner, checks)
         if not checks:
             return
-        if not careful and await self._decide_by_belief(planner, checks):
+        if not careful and not patient and await self._decide_by_belief(planner, checks):
             return
         async with self._services.database.connection() as connection:
             transaction = connection.transaction()
             await transaction.start()
             try:
+                if patient:
+                    planner = await self._present(connection, checks)
                 answers, changed, decided = await self._transact(connection, planner, checks, careful=careful)
             except BaseException:
                 await _undo(transaction)
@@ -235,6 +242,22 @@ class OrgAdmission:
                 check.inbound.fail(answer)
             else:
                 check.answer(answer)
+
+    def _plan(self, planner: Planner, checks: list[Check]) -> None:
+        self._hide_names(planner, checks)
+        for check in checks:
+            check.plan = planner.plan(check.key)
+        learn(checks, self._org, planner.catalogue.org_settings.sizing, self._services.sizing)
+
+    async def _present(self, connection: Connection, checks: list[Check]) -> Planner:
+        """Plan anew under the catalogue lock, which the caller's transaction keeps. Raises _WindowsMissing."""
+        planner = self._planner_of(await self._services.catalogues.reload(connection, self._org))
+        self._plan(planner, checks)
+        at = await budget_store.clock(connection)
+        self._ahead = at - self._services.clock()
+        if any(planner.resolve(check.plan, at) for check in checks):
+            raise _WindowsMissing(planner)
+        return planner
 
     def _hide_names(self, planner: Planner, checks: list[Check]) -> None:
         """Put surrogates into the keys of calls that name a user; a name that the org refuses fails its check."""
@@ -258,7 +281,7 @@ class OrgAdmission:
         that one's premises are false as well.
         """
         services, beliefs = self._services, self._services.beliefs(self._org)
-        targets = _targets(checks)
+        targets = targets_of(checks)
         at = services.clock() + self._ahead
         found = beliefs.premises([check.plan for check in checks], planner.catalogue, targets, at)
         if found is None:
@@ -299,6 +322,13 @@ class OrgAdmission:
             cards=services.rate_cards,
         )
 
+    async def _open_missing(self, planner: Planner, checks: list[Check]) -> None:
+        """The same for a plan that may be out of date by now: then it is made anew."""
+        try:
+            await self._open_windows(planner, checks)
+        except (StaleCatalogue, _TryAgain, *RETRYABLE):
+            pass
+
     async def _open_windows(self, planner: Planner, checks: list[Check]) -> None:
         """Point every plan at the windows of now, creating those that are missing.
 
@@ -334,11 +364,12 @@ class OrgAdmission:
             missing = {(m.budget.budget_id, m.entity_id) for m in planner.resolve(check.plan, at)}
             if missing & opened:
                 raise _TryAgain
-            if missing:
+            # An offer whose windows are beyond the cap is not made; the call itself is decided.
+            if missing and planner.resolve(check.plan, at, every_offer=False):
                 beyond.append(check)
         for check in beyond:
             checks.remove(check)
-            check.answer(_too_many_entities(check, at))
+            check.answer(too_many_entities(check, at))
             self._services.tally.add(self._org, "too_many_entities")
 
     async def _transact(
@@ -347,17 +378,17 @@ class OrgAdmission:
         repeats = Repeats.none()
         if careful:
             repeats = await Repeats.look(connection, planner.catalogue, checks)
-        window_ids = sorted(_targets(checks))
+        window_ids = sorted(targets_of(checks))
         opened = await window_store.open_admission(connection, self._org, planner.catalogue.version, window_ids)
         self._ahead = opened.decided_at - self._services.clock()
         if opened.version != planner.catalogue.version or len(opened.window_ids) != len(window_ids):
             raise StaleCatalogue
-        if window_ids != sorted(_targets(checks)):
+        if window_ids != sorted(targets_of(checks)):
             raise _TryAgain  # Another batch pointed the plans at later windows meanwhile.
         fresh = [check for check in checks if check.request_id not in repeats.answered]
         if not all(check.plan.current(opened.decided_at) for check in fresh):
             raise _TryAgain
-        targets = _targets(checks)
+        targets = targets_of(checks)
         desk = self._desk(planner, _sums(opened, targets, planner.catalogue), opened.decided_at)
         outcome = decide(fresh, desk)
         if not careful:
@@ -430,37 +461,6 @@ def _all_reserved(checks: list[Check], outcome: Outcome) -> bool:
         and not any(isinstance(d, bytes) for d in outcome.decisions)
         and not outcome.shadow_denied
     )
-
-
-def _too_many_entities(check: Check, now: datetime) -> bytes:
-    next_hour = now.replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
-    text = "too many entities were new to this org's budgets within the hour; entity_windows_per_hour_max bounds them"
-    return denial(
-        request_id=check.request_id,
-        cost=check.estimate.cost,
-        budgets=[],
-        warnings=check.estimate.warnings,
-        reason=DenialReason(code="too_many_entities", message=text),
-        retry_after_s=max(1, math.ceil((next_hour - now).total_seconds())),
-        alternatives=[],
-    )
-
-
-def _targets(checks: list[Check]) -> Targets:
-    """Budget and bounds of every window a batch looks at, from its plans: no cache has to remember them meanwhile."""
-    found: Targets = {}
-    for plan in {id(check.plan): check.plan for check in checks}.values():
-        found |= plan.looked_at
-    return found
-
-
-def _body_hash(request: CheckBudget) -> bytes:
-    """What tells a repeat from another request under the same id (R5)."""
-    try:
-        return hashlib.blake2b(_PACK(request), digest_size=16).digest()
-    except (OverflowError, RecursionError):
-        text = "is nested too deeply, or holds a whole number beyond 64 bits"
-        raise invalid(text, field="messages") from None
 
 
 def _sums(opened: Opened, targets: Targets, catalogue: Catalogue) -> dict[int, Sums]:

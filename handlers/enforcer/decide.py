@@ -1,5 +1,6 @@
 """The decision on a batch of checks: pure, in arrival order, on windows that are locked."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -20,7 +21,7 @@ from handlers.enforcer.answers import (
 from handlers.enforcer.estimate import Estimate
 from handlers.enforcer.ledger import Sums
 from handlers.enforcer.offers import cheaper, instead
-from handlers.enforcer.plan import CallKey, Plan
+from handlers.enforcer.plan import CallKey, Plan, Targets
 from handlers.enforcer.refusal import explain, full_reason, impossible, refusing, retry_after_s
 from schemas.budget import Alternative, CheckBudget, DenialReason
 from store.reservations import NewReservations
@@ -164,7 +165,7 @@ def _approve(check: Check, desk: Desk, amounts: list[int], outcome: Outcome) -> 
         _add_row(check, amounts, outcome.new)
         if check.estimate.learned is not None and (said := sizing.warning(check.estimate, plan.units, amounts)):
             warnings = [*warnings, said]
-    return Approval(check, reserved, warnings, _cheaper(check, desk) if plan.others else [])
+    return Approval(check, reserved, warnings, _cheaper(check, desk) if plan.offered else [])
 
 
 def _soft(check: Check, i: int, amount: int, sums: Sums, outcome: Outcome) -> list[str]:
@@ -232,3 +233,26 @@ def _deny(check: Check, desk: Desk, reason: DenialReason, full: list[int], amoun
         if full
         else [],
     )
+
+
+def too_many_entities(check: Check, now: datetime) -> bytes:
+    """The denial of a call of an entity that nobody may meet any more within the hour."""
+    next_hour = now.replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
+    text = "too many entities were new to this org's budgets within the hour; entity_windows_per_hour_max bounds them"
+    return denial(
+        request_id=check.request_id,
+        cost=check.estimate.cost,
+        budgets=[],
+        warnings=check.estimate.warnings,
+        reason=DenialReason(code="too_many_entities", message=text),
+        retry_after_s=max(1, math.ceil((next_hour - now).total_seconds())),
+        alternatives=[],
+    )
+
+
+def targets_of(checks: list[Check]) -> Targets:
+    """Budget and bounds of every window a batch looks at, from its plans: no cache has to remember them meanwhile."""
+    found: Targets = {}
+    for plan in {id(check.plan): check.plan for check in checks}.values():
+        found |= plan.looked_at
+    return found

@@ -15,9 +15,10 @@ from handlers.context import Ids
 from handlers.enforcer.calendar import zone
 from handlers.enforcer.catalogue import EVERY
 from handlers.enforcer.ledger import effective_limit
-from schemas.budget import CreateBudget, Rate, UpdateBudget
+from schemas.budget import CreateBudget, OverridePolicy, Rate, UpdateBudget
 from schemas.errors import invalid
 from schemas.money import COST_NANOS_MAX, COUNT_MAX, AmountError, format_cost, parse_cost, parse_count
+from signals import ROLES
 from store.budgets import RATE_PERIODS, BudgetRow
 
 # What makes a budget this budget (R4): where one of these differs, it is another one.
@@ -59,7 +60,7 @@ def drafted(request: CreateBudget, *, org: str, now: datetime, new_id: Ids, mana
         alert_thresholds=_thresholds(request.alert_thresholds),
         rollover_policy=request.rollover.policy,
         rollover_percent=request.rollover.percent,
-        override_policy=msgspec.structs.asdict(request.override_policy),
+        override_policy=_override_policy(request.override_policy),
         on_expiry=request.on_expiry,
         preferred_models=tuple(request.preferred_models),
         fallback_model=request.fallback_model,
@@ -96,7 +97,7 @@ def changed(before: Whole, request: UpdateBudget, *, now: datetime, new_id: Ids)
     if request.rollover is not None:
         fields |= {"rollover_policy": request.rollover.policy, "rollover_percent": request.rollover.percent}
     if request.override_policy is not None:
-        fields["override_policy"] = msgspec.structs.asdict(request.override_policy)
+        fields["override_policy"] = _override_policy(request.override_policy)
     main = replace(row, **fields, version=row.version + 1, updated_at=now)
     _check(main)
     return Whole(main, _rated(main, request.rate, before.rate, now=now, new_id=new_id))
@@ -191,6 +192,14 @@ def _check(row: BudgetRow) -> None:
         raise invalid("a total budget has one window: nothing rolls over", field="rollover")
     if effective_limit(row, 0) > (COST_NANOS_MAX if row.unit == "cost" else COUNT_MAX):
         raise invalid("makes the limit larger than any amount this service keeps", field="overage_percent")
+
+
+def _override_policy(policy: OverridePolicy) -> dict[str, Any]:
+    """As stored. A role that nobody can hold is a word misspelt: nobody but an admin could approve."""
+    for i, role in enumerate(policy.approver_roles):
+        if role not in ROLES:
+            raise invalid(f"is no role: {', '.join(ROLES)}", field=f"override_policy.approver_roles[{i}]")
+    return msgspec.structs.asdict(policy)
 
 
 def _thresholds(percents: Sequence[int]) -> tuple[int, ...]:

@@ -66,7 +66,7 @@ def cheaper(
 
 def _others(found: Estimate, plan: Plan, sums: Mapping[int, Sums], cards: RateCards, at: datetime) -> list[Offer]:
     offers: list[Offer] = []
-    for preference, other in plan.others:
+    for preference, other in plan.offered:
         card = cards.resolve(preference.provider, preference.model, at)
         if card is None:
             continue

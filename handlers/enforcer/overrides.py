@@ -43,6 +43,7 @@ from signals import override as signals
 from store import budgets as budget_store
 from store import outbox as outbox_store
 from store import overrides as override_store
+from store import users as user_store
 from store.budgets import BudgetRow
 from store.overrides import OverrideRow, Standing, StepRow
 from store.pool import Connection
@@ -128,7 +129,7 @@ async def review_override(ctx: Context, request: ReviewOverride) -> Override:
         if row is None:
             raise not_found("there is no such override", field="override_id")
         budget = await _budget(connection, ctx.org, row.budget_id)
-        _refuse_reviewer(ctx, row, budget)
+        _refuse_reviewer(ctx, row, budget, await _public_key(ctx, connection))
         now = await budget_store.clock(connection)
         event, decided = _decided(row, request, ctx.caller, now)
         if decided.status == "approved":
@@ -248,12 +249,13 @@ def _decided(
     return signals.REVOKED, replace(reviewed, status="revoked")
 
 
-def _refuse_reviewer(ctx: Context, row: OverrideRow, budget: BudgetRow) -> None:
+def _refuse_reviewer(ctx: Context, row: OverrideRow, budget: BudgetRow, public_key: str | None) -> None:
     """Dual control: somebody else, in one of the roles that the budget names. Two who are anonymous may be one."""
     caller = ctx.caller
     themselves = {caller.actor}
-    if caller.user is not None:  # By name or by surrogate, whichever it was recorded under.
-        themselves |= {caller.user, ctx.services.vault.surrogate(ctx.org, caller.user)}
+    for known_as in (caller.user, public_key):  # By name or by surrogate, whichever it was recorded under.
+        if known_as is not None:
+            themselves |= {known_as, ctx.services.vault.surrogate(ctx.org, known_as)}
     if row.requested_by in themselves:
         raise SignalError("forbidden", "whoever asked for an override may not review it", field="override_id")
     roles = _policy(budget).approver_roles
@@ -312,6 +314,12 @@ async def _alone(ctx: Context, work: Callable[[Connection], Awaitable[T]]) -> T:
         ctx.services.outbox_ready.set()
         return result
     raise unavailable("the ledger is too busy; nothing has changed, try again")
+
+
+async def _public_key(ctx: Context, connection: Connection) -> str | None:
+    """What the bus called the caller before there was a row that gives the key a name."""
+    row = None if ctx.caller.user is None else await user_store.find(connection, ctx.org, ctx.caller.user)
+    return None if row is None else row.public_key
 
 
 async def _budget(connection: Connection, org: str, budget_id: str) -> BudgetRow:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 import msgspec
 
@@ -21,6 +21,7 @@ UNITS = ("cost", "tokens", "requests")
 CallKey = tuple[str | None, ...]
 CALL_FIELDS = ("provider", "model", *ATTRIBUTION_FIELDS)
 USER = CALL_FIELDS.index("user_id")
+_OFFERS_AGAIN: Final = timedelta(hours=1)
 
 
 def call_key(call: Any) -> CallKey:
@@ -70,6 +71,8 @@ class Plan:
     gates: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     # The same call of models that the policies of these budgets would rather have, each with its own budgets.
     others: list[tuple[Preference, "Plan"]] = field(default_factory=list[tuple[Preference, "Plan"]])
+    # Those of them whose windows are known: what may be offered.
+    offered: list[tuple[Preference, "Plan"]] = field(default_factory=list[tuple[Preference, "Plan"]])
     # Every window a decision on this plan looks at: its own, and those of the other models' calls.
     looked_at: dict[int, tuple[BudgetRow, WindowRef]] = field(default_factory=dict[int, tuple[BudgetRow, WindowRef]])
 
@@ -106,11 +109,15 @@ class Planner:
             found.others = self._others(key, found)
         return found
 
-    def resolve(self, plan: Plan, at: datetime) -> list[Match]:
-        """Point ``plan`` at the windows of ``at``; returns the matches whose window this agent does not know yet."""
+    def resolve(self, plan: Plan, at: datetime, *, every_offer: bool = True) -> list[Match]:
+        """Point ``plan`` at the windows of ``at``; returns the matches whose window this agent does not know yet.
+
+        Without ``every_offer`` the models whose windows are not known are not offered, for an hour.
+        """
         if plan.current(at):
             return []
-        missing = [match for _, other in plan.others for match in self.resolve(other, at)]
+        lacking = [self.resolve(other, at) for _, other in plan.others]
+        missing = [match for found in lacking for match in found] if every_offer else []
         refs: list[WindowRef] = []
         for match in plan.matches:
             ref = self._index.find(match, at)
@@ -121,11 +128,15 @@ class Planner:
         if missing:
             return missing
         plan.point(refs)
-        for _, other in plan.others:
+        plan.offered = [offer for offer, found in zip(plan.others, lacking, strict=True) if not found]
+        for _, other in plan.offered:
             plan.looked_at |= other.looked_at
         looked_at = [ref for _, ref in plan.looked_at.values()]
         plan.since = max((r.starts_at for r in looked_at), default=datetime.min.replace(tzinfo=at.tzinfo))
-        plan.until = min((r.ends_at for r in looked_at if r.ends_at is not None), default=None)
+        ends = [r.ends_at for r in looked_at if r.ends_at is not None]
+        if len(plan.offered) < len(plan.others):
+            ends.append(at + _OFFERS_AGAIN)
+        plan.until = min(ends, default=None)
         return []
 
     def charged(self, plan: Plan, charged_at: datetime) -> tuple[list[int], list[int], list[Match]]:

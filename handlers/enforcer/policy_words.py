@@ -13,6 +13,7 @@ from handlers.enforcer.catalogue import ENTITY_FIELD, EVERY
 from schemas.base import Name
 from schemas.budget import BudgetFilters, OnExpiry, OverridePolicy, Rate, Rollover
 from schemas.errors import SignalError
+from signals import ROLES
 
 T = TypeVar("T")
 Fields = dict[str, Any]
@@ -204,7 +205,11 @@ def read_override(value: Any) -> Fields:
             percent = key.endswith("percent")
             fields[name] = _below(f".{key}", read_percent, entry[key]) if percent else entry[key]
     names = {name: key for key, name in _OVERRIDE.items()}
-    return {"override_policy": _convert(fields, OverridePolicy, names)}
+    policy = _convert(fields, OverridePolicy, names)
+    for i, role in enumerate(policy.approver_roles):
+        if role not in ROLES:
+            raise WordError(f"is no role: {', '.join(ROLES)}{nearest(role, ROLES)}", f".approvers[{i}]")
+    return {"override_policy": policy}
 
 
 def override_words(policy: OverridePolicy) -> dict[str, Any]:

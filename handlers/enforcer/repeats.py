@@ -1,7 +1,10 @@
 """Idempotent checks (R5): a repeated request id is answered from what the first one left."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import msgspec
 
 from handlers.enforcer import sizing
 from handlers.enforcer.answers import approval, wire_time
@@ -9,11 +12,15 @@ from handlers.enforcer.catalogue import Catalogue
 from handlers.enforcer.decide import Check, Desk
 from handlers.enforcer.estimate import Estimate
 from handlers.enforcer.windows import StaleCatalogue
-from schemas.errors import SignalError, conflict
+from schemas.budget import CheckBudget
+from schemas.errors import SignalError, conflict, invalid
 from store import budgets as budget_store
 from store import reservations as reservation_store
 from store.pool import Connection
 from store.reservations import ReservationRow
+
+# The same body in another order of keys is the same body.
+_PACK = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
 @dataclass(slots=True)
@@ -77,3 +84,12 @@ def _warnings(check: Check, row: ReservationRow) -> list[str]:
         return warnings
     said = sizing.warning(Estimate(row.estimated_cost, row.estimated_tokens), check.plan.units, row.held)
     return warnings if said is None else [*warnings, said]
+
+
+def body_hash(request: CheckBudget) -> bytes:
+    """What tells a repeat from another request under the same id (R5)."""
+    try:
+        return hashlib.blake2b(_PACK(request), digest_size=16).digest()
+    except (OverflowError, RecursionError):
+        text = "is nested too deeply, or holds a whole number beyond 64 bits"
+        raise invalid(text, field="messages") from None

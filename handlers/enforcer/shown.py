@@ -138,7 +138,7 @@ def _override_policy(stored: dict[str, Any]) -> OverridePolicy:
 async def _unopened(connection: Connection, match: Match, now: datetime, raised: Raised) -> Present:
     budget = match.budget
     start, end = bounds(budget.period, budget.timezone, now)
-    carry = await carry_into(connection, budget, match.entity_id, start, lock=False)
+    carry = await carry_into(connection, budget, match.entity_id, start)
     ref = WindowRef(0, budget.budget_id, match.entity_id, start, end)
     limit = effective_limit(budget, carry, raised(budget.budget_id, match.entity_id))
     return Present(budget, ref, Sums(0, limit, budget.blocking, 0, 0, 0, None))

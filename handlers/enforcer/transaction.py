@@ -31,7 +31,7 @@ class MissingWindows(Exception):
 
 
 async def ledger_transaction(services: Services, org: str, work: Work[T]) -> T:
-    """Run ``work`` in one committed transaction. Deadlocks, stale catalogues and missing windows start it again.
+    """Run ``work`` in one committed transaction on the present catalogue. Deadlocks and missing windows start it again.
 
     Raises SignalError ``unavailable`` after ``transaction_attempts_max`` attempts; nothing has happened then.
     """
@@ -40,10 +40,9 @@ async def ledger_transaction(services: Services, org: str, work: Work[T]) -> T:
         try:
             async with services.database.transaction() as connection:
                 if await budget_store.lock_shared(connection, org) != catalogue.version:
-                    raise StaleCatalogue
+                    # Under the lock that is held already: however often budgets change, they wait for this.
+                    catalogue = await services.catalogues.reload(connection, org)
                 return await work(connection, catalogue)
-        except StaleCatalogue:
-            await services.reload_catalogue(org)
         except MissingWindows as missing:
             await _create(services, catalogue, missing.wanted)
         except RETRYABLE:
@@ -90,9 +89,7 @@ async def _changed(ctx: Context) -> None:
 async def _create(services: Services, catalogue: Catalogue, wanted: list[tuple[Match, datetime]]) -> None:
     try:
         await open_missing(services.database, catalogue, services.index(catalogue.org), wanted)
-    except StaleCatalogue:
-        await services.reload_catalogue(catalogue.org)
-    except RETRYABLE:
+    except (StaleCatalogue, *RETRYABLE):
         pass  # Windows that are still missing are asked for again.
 
 

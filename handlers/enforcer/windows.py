@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 from handlers.enforcer.calendar import bounds, periods_between
 from handlers.enforcer.catalogue import EVERY, Catalogue, Match
@@ -13,7 +14,11 @@ from store.budgets import BudgetRow
 from store.pool import Connection, Database
 from store.windows import NewWindow, WindowRow
 
+# All of a batch ask about the same few periods at one time; in UTC, where equal times are the same instant.
+_bounds = lru_cache(maxsize=256)(bounds)
 Key = tuple[str, str, datetime]
+# What is to be opened: the budget of each key, and a time within the window.
+Wanted = dict[Key, tuple[BudgetRow, datetime]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ class WindowIndex:
 
 def key_of(match: Match, at: datetime) -> Key:
     """What identifies the window of a match at a time."""
-    start, _ = bounds(match.budget.period, match.budget.timezone, at)
+    start, _ = _bounds(match.budget.period, match.budget.timezone, at)
     return match.budget.budget_id, match.entity_id, start
 
 
@@ -93,57 +98,84 @@ async def open_missing(
     """Create the windows of ``wanted`` that do not exist and remember all of them; returns them.
 
     ``new_entities_max`` (0: any number) bounds how many entities without an earlier window an org's ``*`` budgets may
-    open in an hour (R16); the windows of those beyond it are not created. Raises StaleCatalogue where the catalogue
-    changed meanwhile; nothing was created then.
+    open in an hour (R16); the windows of those beyond it are not created. Raises StaleCatalogue where one of the
+    budgets is gone; nothing was created then.
     """
     keys = {key_of(match, at): (match.budget, at) for match, at in wanted}
     async with database.transaction() as connection:
         if await budget_store.lock_shared(connection, catalogue.org) != catalogue.version:
-            raise StaleCatalogue
+            keys = await _present(connection, catalogue.org, keys)
         found = await window_store.find(connection, catalogue.org, sorted(keys))
         lacking = sorted(set(keys) - set(found))
         if new_entities_max:
-            lacking = await _within_cap(connection, catalogue, lacking, new_entities_max)
+            lacking = await _within_cap(connection, catalogue.org, keys, lacking, new_entities_max)
         if lacking:
-            new = [await _new(connection, keys[key][0], key[1], keys[key][1]) for key in lacking]
-            await window_store.create(connection, catalogue.org, new)
-            found |= await window_store.find(connection, catalogue.org, lacking)
+            rolling = [key for key in lacking if rolls_over(keys[key][0])]
+            before = await window_store.lock_before(connection, catalogue.org, rolling) if rolling else {}
+            new = [_new(keys[key][0], key[1], keys[key][1], before.get(key)) for key in lacking]
+            found |= await window_store.create(connection, catalogue.org, new)
+            if others := [key for key in lacking if key not in found]:
+                found |= await window_store.find(connection, catalogue.org, others)
     index.add(found.values())
     return list(found.values())
 
 
-async def _within_cap(connection: Connection, catalogue: Catalogue, lacking: list[Key], most: int) -> list[Key]:
+async def _present(connection: Connection, org: str, keys: Wanted) -> Wanted:
+    """The same keys with the budgets as they are now; what identifies a window never changes. Raises StaleCatalogue."""
+    wanted = sorted({key[0] for key in keys})
+    budgets = {row.budget_id: row for row in await budget_store.some(connection, org, wanted) if row.active}
+    if len(budgets) < len(wanted):
+        raise StaleCatalogue
+    return {key: (budgets[key[0]], at) for key, (_, at) in keys.items()}
+
+
+async def _within_cap(connection: Connection, org: str, keys: Wanted, lacking: list[Key], most: int) -> list[Key]:
     """Those of ``lacking`` that may be opened: all but new entities of ``*`` budgets for which the hour has no room."""
-    every = [key for key in lacking if catalogue.by_id[key[0]].entity_id == EVERY and key[1] != EVERY]
+    every = [key for key in lacking if keys[key][0].entity_id == EVERY and key[1] != EVERY]
     if not every:
         return lacking
     pairs = sorted({key[:2] for key in every})
-    known = await window_store.known_entities(connection, catalogue.org, pairs)
+    known = await window_store.known_entities(connection, org, pairs)
+    if len(known) == len(pairs):
+        return lacking
+    before = await window_store.lock_new_entities(connection, org)
+    # Another agent may have opened them while this one waited for the counter.
+    known = await window_store.known_entities(connection, org, pairs)
     new = [pair for pair in pairs if pair not in known]
-    room = await window_store.take_new_entities(connection, catalogue.org, len(new), most) if new else 0
+    room = max(0, min(len(new), most - before))
+    await window_store.add_new_entities(connection, org, room)
     refused = set(new[room:])
     return [key for key in lacking if key[:2] not in refused]
 
 
-async def _new(connection: Connection, budget: BudgetRow, entity_id: str, at: datetime) -> NewWindow:
-    """The window of ``at``, with what its predecessor leaves (R14: computed once)."""
-    start, end = bounds(budget.period, budget.timezone, at)
-    carry = await carry_into(connection, budget, entity_id, start)
+def rolls_over(budget: BudgetRow) -> bool:
+    """Whether the next window gets anything from the one before."""
+    return budget.rollover_policy != "none" and budget.period != "total"
+
+
+def _new(budget: BudgetRow, entity_id: str, at: datetime, last: WindowRow | None) -> NewWindow:
+    """The window of ``at``, with what the ``last`` one before it leaves (R14: computed once)."""
+    start, end = _bounds(budget.period, budget.timezone, at)
+    carry = _carry(budget, start, last)
     limit = effective_limit(budget, carry) if budget.blocking else None
     return NewWindow(budget.budget_id, entity_id, start, end, carry, limit)
 
 
-async def carry_into(
-    connection: Connection, budget: BudgetRow, entity_id: str, start: datetime, *, lock: bool = True
-) -> int:
-    """What a new window gets from those before it.
-
-    Windows that nobody opened had nothing spent in them; the first one counts from the budget's own start. Whoever
-    only shows what a window would get does not ``lock`` the one before it.
-    """
-    if budget.rollover_policy == "none" or budget.period == "total":
+async def carry_into(connection: Connection, budget: BudgetRow, entity_id: str, start: datetime) -> int:
+    """What a new window would get now from those before it, which are not locked."""
+    if not rolls_over(budget):
         return 0
-    last = await window_store.latest_before(connection, budget.org_id, budget.budget_id, entity_id, start, lock=lock)
+    last = await window_store.latest_before(connection, budget.org_id, budget.budget_id, entity_id, start)
+    return _carry(budget, start, last)
+
+
+def _carry(budget: BudgetRow, start: datetime, last: WindowRow | None) -> int:
+    """What is left of the ``last`` window that was opened before ``start``, if any was.
+
+    Windows that nobody opened had nothing spent in them; the first one counts from the budget's own start.
+    """
+    if not rolls_over(budget):
+        return 0
     if last is not None:
         remaining = budget.base_limit + last.carry - last.spent - last.reserved
         idle = periods_between(budget.period, budget.timezone, last.starts_at, start) - 1

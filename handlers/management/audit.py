@@ -9,6 +9,7 @@ import msgspec
 from handlers.context import Context
 from handlers.cursor import PAGE_BYTES_MAX, decode_cursor, encode_cursor, page
 from handlers.management.chain import Broken, Chain, check_entry, content_of, line_of
+from handlers.moment import in_utc
 from schemas.audit import (
     SEQ_MAX,
     AuditEntry,
@@ -30,6 +31,7 @@ from store.pool import Connection
 # More than a page takes, so that a page that is cut for its bytes is known to have a successor.
 _READ_BYTES_MAX: Final = 2 * PAGE_BYTES_MAX
 _FILTERS: Final = ("entity", "entity_id", "actor", "action", "start", "end")
+_OF_USERS: Final = ("user", "identity")
 _Older = tuple[Literal["before"], Seq]
 _Newer = tuple[Literal["after"], Seq]
 _Followed = tuple[Literal["followed"], Seq, HashText, Annotated[int, msgspec.Meta(ge=0, le=SEQ_MAX)]]
@@ -55,7 +57,8 @@ def _check(request: GetAuditTrail) -> None:
         raise invalid("needs verify: true", field="expected_head")
     if request.after_seq and (request.verify or request.format != "jsonl"):
         raise invalid("is for the export only (format: jsonl)", field="after_seq")
-    if request.start is not None and request.end is not None and request.start >= request.end:
+    start, end = in_utc(request.start, "start"), in_utc(request.end, "end")
+    if start is not None and end is not None and start >= end:
         raise invalid("is not after start", field="end")
 
 
@@ -67,8 +70,8 @@ async def _listed(ctx: Context, request: GetAuditTrail) -> AuditTrail:
             ctx.org,
             before_seq=SEQ_MAX if position is None else position[1],
             entity=request.entity,
-            entity_id=request.entity_id,
-            actor=request.actor,
+            entity_ids=_forms(ctx, request.entity_id, named=request.entity in _OF_USERS),
+            actors=_forms(ctx, request.actor, named=True),
             action=request.action,
             start=request.start,
             end=request.end,
@@ -78,6 +81,13 @@ async def _listed(ctx: Context, request: GetAuditTrail) -> AuditTrail:
         head = await _head(connection, ctx.org)
     entries, cursor = page([_shown(row) for row in rows], limit=request.limit, key=lambda entry: ("before", entry.seq))
     return AuditTrail(head=head, entries=entries, next_cursor=cursor)
+
+
+def _forms(ctx: Context, text: str | None, *, named: bool) -> list[str] | None:
+    """What the trail may call somebody, or something, that is looked for; names stand in it as surrogates."""
+    if text is None:
+        return None
+    return [text, ctx.services.vault.surrogate(ctx.org, text)] if named else [text]
 
 
 async def _exported(ctx: Context, request: GetAuditTrail) -> AuditTrail:

@@ -10,7 +10,7 @@ from handlers.context import Context
 from handlers.management.compliance import compliance
 from handlers.management.reconcile import reconcile
 from schemas import CONTRACT_VERSION
-from schemas.errors import not_found
+from schemas.errors import SignalError, not_found
 from schemas.management import (
     Compliance,
     Describe,
@@ -35,6 +35,7 @@ AGENT: Final = "agent"
 LEDGER: Final = "postgresql"
 SUMS: Final = "reconciliation"
 FIGURES: Final = "compliance"
+READERS: Final = frozenset({"viewer", "manager", "approver", "finance", "admin"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,14 @@ class _Ledger:
 
 
 async def get_status(ctx: Context, request: GetStatus) -> Status:
-    """How the agent is. Never fails because a dependency does; ``reconcile`` also compares the org's sums."""
+    """How the agent is. Never fails because a dependency does; ``reconcile`` also compares the org's sums.
+
+    What says who spent how much is for those who may read it elsewhere: compliance figures are left out for others, and
+    ``reconcile`` is ``forbidden``.
+    """
+    reads = not READERS.isdisjoint(ctx.caller.roles)
+    if request.reconcile and not reads:
+        raise SignalError("forbidden", f"needs the role {' or '.join(sorted(READERS))}", field="reconcile")
     (told, agent), (ledger, database) = await asyncio.gather(
         _bounded(AGENT, _told(ctx), PART_TIMEOUT_S), _bounded(LEDGER, _ledger(ctx), PART_TIMEOUT_S)
     )
@@ -58,7 +66,9 @@ async def get_status(ctx: Context, request: GetStatus) -> Status:
         if reconciliation is not None and not reconciliation.ok:
             sums = Part(name=SUMS, ok=False, detail="sums differ")
         parts.append(sums)
-    figures, _ = await _bounded(FIGURES, _compliance(ctx), PART_TIMEOUT_S)
+    figures: Compliance | None = None
+    if reads:
+        figures, _ = await _bounded(FIGURES, _compliance(ctx), PART_TIMEOUT_S)
     return _status(ctx, told or {}, parts, ledger, reconciliation, figures)
 
 
@@ -86,7 +96,7 @@ async def _ledger(ctx: Context) -> _Ledger:
         live, oldest = await reservations.live_counts(connection, ctx.org)
         return _Ledger(
             ReservationCounts(live=live, oldest_expires_at=oldest),
-            await outbox.pending(connection),
+            await outbox.pending(connection, ctx.org),
             await dead_letters.count_open(connection, ctx.org),
         )
 

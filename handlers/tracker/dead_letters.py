@@ -11,9 +11,11 @@ import msgspec
 from handlers.context import Context
 from handlers.cursor import decode_cursor, page
 from handlers.enforcer.answers import wire_time
+from handlers.tracker.ingest import events_in, merged
+from handlers.tracker.intake import anonymous
 from handlers.tracker.priced import priced
 from schemas.base import ID_CHARS_MAX
-from schemas.codec import Codec, prefixed
+from schemas.codec import Codec, prefixed, unwrap
 from schemas.errors import SignalError, conflict, invalid, not_found, unavailable
 from schemas.usage import DeadLetter, DeadLetters, ListDeadLetters, RetriedDeadLetter, RetryDeadLetter, UsageEvent
 from signals import route
@@ -105,22 +107,31 @@ def _stamped(item: Any, usage_id: str, letter: DeadLetterRow) -> Any:
 
 def _check(ctx: Context, message: dict[str, Any]) -> None:
     """Refuse a correction that would only become the next dead letter. Raises naming the field below ``payload``."""
-    if "specversion" in message:
-        return
-    events: list[Any] = message["events"] if isinstance(message.get("events"), list) else [message]
-    for i, item in enumerate(events):
-        try:
-            event = _EVENT.decode(msgspec.json.encode(item))
-            priced(
-                event,
-                org=ctx.org,
-                event_id=event.id or "",
-                arrived_at=ctx.now(),
-                cards=ctx.rate_cards,
-                limits=ctx.services.limits,
-            )
-        except SignalError as error:
-            raise prefixed(error, f"payload.events[{i}]" if "events" in message else "payload") from None
+    try:
+        data, envelope = unwrap(msgspec.json.encode(message))
+        items = events_in(data)
+        if items is None:
+            _check_event(ctx, data if envelope is None else merged(data, envelope))
+        for i, item in enumerate(items or ()):
+            try:
+                _check_event(ctx, bytes(item))
+            except SignalError as error:
+                raise prefixed(error, f"events[{i}]") from None
+    except SignalError as error:
+        raise prefixed(error, "payload") from None
+
+
+def _check_event(ctx: Context, data: bytes) -> None:
+    event = anonymous(ctx.services, ctx.org, _EVENT.decode(data))
+    priced(
+        event,
+        org=ctx.org,
+        event_id=event.id or "",
+        arrived_at=ctx.now(),
+        cards=ctx.rate_cards,
+        limits=ctx.services.limits,
+        settings=ctx.services.org_settings(ctx.org),
+    )
 
 
 def _usage_id(message: dict[str, Any] | None) -> str | None:

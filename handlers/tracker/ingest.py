@@ -141,10 +141,10 @@ class Ingest:
         org = _org(message.subject)
         try:
             data, envelope = unwrap(message.data)
-            if b'"events"' in data and (items := _events(data)) is not None:
+            if b'"events"' in data and (items := events_in(data)) is not None:
                 return [self._event(org, message, bytes(raw), i) for i, raw in enumerate(items)]
             if envelope is not None:
-                data = _merged(data, envelope)
+                data = merged(data, envelope)
             return [self._event(org, message, data, None)]
         except SignalError as error:
             return [self._letter(org, message, error, message.key, message.data)]
@@ -199,8 +199,8 @@ def _org(subject: str) -> str:
     return DEFAULT_ORG if words[0] == USAGE_PREFIX else words[2]
 
 
-def _events(data: bytes) -> list[msgspec.Raw] | None:
-    """The items of a batch; None where ``events`` is only somewhere inside a single event."""
+def events_in(data: bytes) -> list[msgspec.Raw] | None:
+    """The items of a batch that was published; None where ``events`` is only somewhere inside a single event."""
     try:
         keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -213,7 +213,8 @@ def _events(data: bytes) -> list[msgspec.Raw] | None:
     return items
 
 
-def _merged(data: bytes, envelope: CloudEvent) -> bytes:
+def merged(data: bytes, envelope: CloudEvent) -> bytes:
+    """The event in a CloudEvent, with the envelope's id and time where it has none."""
     return msgspec.json.encode(enveloped(_EVENT.decode(data), envelope))
 
 

@@ -13,7 +13,8 @@ from handlers.enforcer.calendar import zone
 from handlers.enforcer.catalogue import EVERY
 from handlers.moment import in_utc
 from handlers.tracker.rollup import bucket_of
-from schemas.errors import invalid
+from schemas.codec import prefixed
+from schemas.errors import SignalError, invalid
 from schemas.money import format_cost
 from schemas.usage import (
     AggregateUsage,
@@ -92,8 +93,12 @@ def _user(ctx: Context, name: str) -> str:
     if name == EVERY:
         return name
     if EVERY in name:
-        raise invalid("user names are not stored with usage, so a pattern finds none: name the user", field="user_id")
-    return ctx.user_key(name)
+        text = "user names are not stored with usage, so a pattern finds none: name the user"
+        raise invalid(text, field="filters.user_id")
+    try:
+        return ctx.user_key(name)
+    except SignalError as error:
+        raise prefixed(error, "filters") from None
 
 
 def _rollups_answer(request: AggregateUsage, query: UsageQuery) -> bool:

@@ -20,7 +20,7 @@ SELECT org_id, seq, CASE WHEN at >= '0002-01-01' AND at < '9999-01-01' THEN at E
 FROM (SELECT *, sum(octet_length(content)) OVER (ORDER BY seq DESC) - octet_length(content) AS bytes_before
       FROM (SELECT * FROM audit
             WHERE org_id = $1 AND seq < $2 AND ($3::text IS NULL OR entity = $3)
-              AND ($4::text IS NULL OR entity_id = $4) AND ($5::text IS NULL OR actor = $5)
+              AND ($4::text[] IS NULL OR entity_id = ANY ($4)) AND ($5::text[] IS NULL OR actor = ANY ($5))
               AND ($6::text IS NULL OR action = $6) AND ($7::timestamptz IS NULL OR at >= $7)
               AND ($8::timestamptz IS NULL OR at < $8)
             ORDER BY seq DESC LIMIT $9) AS found) AS measured

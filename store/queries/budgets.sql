@@ -27,6 +27,9 @@ ON CONFLICT (org_id, key) DO UPDATE SET value = excluded.value, updated_at = clo
 -- name: find
 SELECT * FROM budget WHERE org_id = $1 AND budget_id = $2
 
+-- name: some
+SELECT * FROM budget WHERE org_id = $1 AND budget_id = ANY ($2::uuid[])
+
 -- name: insert
 INSERT INTO budget (org_id, budget_id, version, name, type, entity_id, filters, unit, currency, period, timezone,
     base_limit, overage_percent, enforcement, alert_thresholds, rollover_policy, rollover_percent, override_policy,

@@ -25,8 +25,9 @@ UPDATE dead_letter SET status = 'retried', retried_at = clock_timestamp() WHERE 
 SELECT count(*) FROM dead_letter WHERE org_id = $1 AND status = 'open'
 
 -- name: naming
+-- JSON writes most names in several ways, all but one of them with a backslash.
 SELECT dead_letter_id, payload FROM dead_letter
-WHERE org_id = $1 AND position($2::bytea in payload) > 0 AND ($3::uuid IS NULL OR dead_letter_id > $3)
+WHERE org_id = $1 AND (position($2::bytea in payload) > 0 OR position('\x5c'::bytea in payload) > 0) AND ($3::uuid IS NULL OR dead_letter_id > $3)
 ORDER BY dead_letter_id LIMIT $4 FOR UPDATE
 
 -- name: replace_payload

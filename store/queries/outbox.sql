@@ -9,4 +9,4 @@ SELECT outbox_id, org_id, event, payload FROM outbox ORDER BY outbox_id LIMIT $1
 DELETE FROM outbox WHERE outbox_id = ANY ($1::bigint[])
 
 -- name: pending
-SELECT count(*) FROM outbox
+SELECT count(*) FROM outbox WHERE org_id = $1

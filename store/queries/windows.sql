@@ -33,12 +33,16 @@ JOIN unnest($2::uuid[], $3::text[], $4::timestamptz[]) AS k (budget_id, entity_i
   ON w.budget_id = k.budget_id AND w.entity_id = k.entity_id AND w.starts_at = k.starts_at
 WHERE w.org_id = $1
 
--- name: latest_before
-SELECT * FROM budget_window
-WHERE org_id = $1 AND budget_id = $2 AND entity_id = $3 AND starts_at < $4
-ORDER BY starts_at DESC LIMIT 1 FOR UPDATE
+-- name: lock_before
+SELECT w.*, k.starts_at AS before FROM unnest($2::uuid[], $3::text[], $4::timestamptz[]) AS k (budget_id, entity_id, starts_at)
+CROSS JOIN LATERAL (
+    SELECT l.window_id FROM budget_window l
+    WHERE l.org_id = $1 AND l.budget_id = k.budget_id AND l.entity_id = k.entity_id AND l.starts_at < k.starts_at
+    ORDER BY l.starts_at DESC LIMIT 1) last
+JOIN budget_window w ON w.org_id = $1 AND w.window_id = last.window_id
+ORDER BY w.window_id FOR UPDATE OF w
 
--- name: seen_before
+-- name: latest_before
 SELECT * FROM budget_window
 WHERE org_id = $1 AND budget_id = $2 AND entity_id = $3 AND starts_at < $4
 ORDER BY starts_at DESC LIMIT 1
@@ -50,6 +54,7 @@ FROM unnest($2::uuid[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::bi
     $9::bigint[]) AS n (budget_id, entity_id, starts_at, ends_at, carry, high_limit, backfilled, overrun)
 ORDER BY n.budget_id, n.entity_id, n.starts_at
 ON CONFLICT (org_id, budget_id, entity_id, starts_at) DO NOTHING
+RETURNING *
 
 -- name: known_entities
 SELECT k.budget_id, k.entity_id FROM unnest($2::uuid[], $3::text[]) AS k (budget_id, entity_id)

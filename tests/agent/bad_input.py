@@ -1,4 +1,5 @@
-"""What a hostile or careless caller may send, and the answer each gets: the cases of `test_bad_input`, as data.
+"""What a hostile or careless caller may send, and the answer each gets: the cases of `test_bad_input`, as data. What is
+wrong with single fields is in `bad_fields`, what signals refuse for reasons of their own in `bad_requests`.
 
 `python -m tests.agent.bad_input` writes them to `docs/bad-input.md`.
 """
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.agent.bad_page import answer, every_field, merged, own_reasons, shown, table
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "bad-input.md"
 INVALID = "invalid_request"
@@ -22,12 +25,18 @@ SPAN: dict[str, Any] = {"start": "2026-01-01T00:00:00Z", "end": "2026-02-01T00:0
 INTRO = """\
 # Bad input
 
-What the agent answers to input that is wrong, too large or hostile. The table is checked: every row is sent to a
-running agent by `tests/agent/test_bad_input.py`, which compares code, field and headers and then asks something valid,
-which must be served. No row may end in `internal` or without an answer.
+What the agent answers to input that is wrong, too large or hostile. The tables are checked: every row is sent to a
+running agent by `tests/agent/test_bad_input.py` and `tests/agent/test_bad_requests.py`, which compare code and field
+and then ask something valid, which must be served. No row may end in `internal` or without an answer.
 
 Every error is a reply with the headers `Nats-Service-Error` (text) and `Nats-Service-Error-Code` (the number below),
 and the body `{"error":{"code","message","field","correlation_id"}}`. Texts may change; codes and fields are contract.
+"""
+BODIES = """\
+
+## Bodies, envelopes, numbers and texts
+
+Shown on the signals with readers of their own and on one that every other is like.
 """
 LIMIT = """\
 
@@ -385,42 +394,21 @@ PUBLISHED: tuple[Letter, ...] = (
 
 def document() -> str:
     """The whole of `docs/bad-input.md`."""
-    answers = {INVALID: 400, "not_found": 404, "unpriced": 422}
-    rows = [(c.what, _shown(c.signal), f"{answers[c.code or INVALID]} `{c.code}`", _shown(c.field)) for c in REFUSED]
-    served = [(c.what, _shown(c.signal), ", ".join(f"`{k}` {json.dumps(v)}" for k, v in c.reply)) for c in SERVED]
-    letters = [(c.what, _shown(c.reason), _shown(c.field)) for c in PUBLISHED]
+    rows = [(c.what, shown(c.signal), answer(c.code), shown(c.field)) for c in REFUSED]
+    served = [(c.what, shown(c.signal), ", ".join(f"`{k}` {json.dumps(v)}" for k, v in c.reply)) for c in SERVED]
+    letters = [(c.what, shown(c.reason), shown(c.field)) for c in PUBLISHED]
     return (
         INTRO
-        + _table(("sent", "signal", "answer", "field"), _merged(rows))
+        + every_field()
+        + own_reasons()
+        + BODIES
+        + table(("sent", "signal", "answer", "field"), merged(rows))
         + LIMIT
         + FORM
-        + _table(("sent", "signal", "reply"), served)
+        + table(("sent", "signal", "reply"), served)
         + DURABLE
-        + _table(("published", "reason", "field"), letters)
+        + table(("published", "reason", "field"), letters)
     )
-
-
-def _shown(value: str | None) -> str:
-    if value is None:
-        return ""
-    text = value.replace("\r", "\\r").replace("\n", "\\n")
-    return f"`{text}`" if len(text) < 80 else f"`{text[:3]}…` (512 characters of it)"
-
-
-def _merged(rows: list[tuple[str, str, str, str]]) -> list[tuple[str, ...]]:
-    """Rows that differ only in the signal or the field become one."""
-    found: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
-    for what, signal, answer, field in rows:
-        signals, fields = found.setdefault((what, answer), ([], []))
-        for value, known in ((signal, signals), (field, fields)):
-            if value not in known:
-                known.append(value)
-    return [(what, ", ".join(s), answer, ", ".join(filter(None, f))) for (what, answer), (s, f) in found.items()]
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n" + "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in lines)
 
 
 if __name__ == "__main__":

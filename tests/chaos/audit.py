@@ -13,7 +13,8 @@ from tests.support.chaos import connected, elapsed
 OVER = """
 SELECT count(*) AS windows,
     count(*) FILTER (WHERE w.spent - w.overrun + w.reserved > w.high_limit) AS over_high,
-    coalesce(max(w.spent + w.reserved - (b.base_limit + b.base_limit * b.overage_percent / 100 + w.carry)), 0) AS over,
+    coalesce(max(w.spent + w.reserved - (b.base_limit + b.base_limit * b.overage_percent / 100 + w.carry))
+        FILTER (WHERE b.name <> 'raised'), 0) AS over,
     coalesce(sum(w.overrun), 0) AS overrun
 FROM budget_window w JOIN budget b USING (org_id, budget_id) WHERE b.enforcement = 'block'"""
 
@@ -41,6 +42,21 @@ SELECT (SELECT coalesce(sum(cost), 0) FROM usage_rollup) = (SELECT coalesce(sum(
 SPENT = """
 SELECT b.name, w.entity_id, sum(w.spent)::bigint AS spent
 FROM budget_window w JOIN budget b USING (org_id, budget_id) GROUP BY 1, 2"""
+
+
+# Each threshold that fired, each first overrun and each full window is one alert, and each alert one delivery.
+ALERTS = """
+WITH wanted AS (
+    SELECT 'threshold:' || w.window_id || ':' || t AS key FROM budget_window w JOIN budget b USING (org_id, budget_id),
+        unnest(w.thresholds_fired) t WHERE b.gate_id IS NULL
+), raised AS (SELECT dedup_key AS key, count(*) AS n FROM alert WHERE kind = 'threshold' GROUP BY 1)
+SELECT (SELECT count(*) FROM wanted FULL JOIN raised USING (key)
+        WHERE n IS DISTINCT FROM 1 OR NOT EXISTS (SELECT FROM wanted w WHERE w.key = raised.key)) AS differing,
+    (SELECT count(*) - count(DISTINCT key) FROM wanted) AS fired_twice, (SELECT count(*) FROM raised) AS raised,
+    (SELECT count(*) FROM (SELECT alert_id FROM delivery GROUP BY 1 HAVING count(*) <> 1)) AS told_twice,
+    (SELECT count(*) FROM alert WHERE kind = 'threshold') AS alerts,
+    (SELECT count(DISTINCT alert_id) FROM delivery JOIN alert USING (org_id, alert_id) WHERE kind = 'threshold') AS told
+"""
 
 
 @dataclass
@@ -84,6 +100,7 @@ class Findings:
     """The audit's numbers; all but `events` must be zero or empty."""
 
     events: int = 0
+    alerts: int = 0
     lost: list[str] = field(default_factory=list[str])
     doubled: list[str] = field(default_factory=list[str])
     unknown: list[str] = field(default_factory=list[str])
@@ -97,6 +114,10 @@ async def audit(url: str, book: Book) -> Findings:
         await _events(connection, book, found)
         await _windows(connection, book, found)
         await _reservations(connection, book, found)
+        told = await connection.fetchrow(ALERTS)
+        found.alerts = told["raised"]
+        if told["differing"] or told["fired_twice"] or told["told_twice"] or told["told"] != told["alerts"]:
+            found.wrong.append(f"alerts: {dict(told)}")
         if not await connection.fetchval(ROLLUPS):
             found.wrong.append("rollups are not the sum of events")
         if differing := await connection.fetchval(DIFFERING):
@@ -145,7 +166,13 @@ async def _windows(connection: Any, book: Book, found: Findings) -> None:
             continue
         tokens = event["prompt_tokens"] + event["completion_tokens"]
         cost = cost_nanos(event)
-        scopes = (("all", "*", cost), ("teams", row["team"], cost), ("users", row["who"], tokens))
+        everywhere = [(name, "*", cost) for name in ("all", "raised", "paced", "noted")]
+        scopes = (
+            *everywhere,
+            ("paced (rate)", "*", int(event["final"])),
+            ("teams", row["team"], cost),
+            ("users", row["who"], tokens),
+        )
         for name, entity, amount in (*scopes, ("projects", row["project"], int(event["final"]))):
             expected[name, entity] = expected.get((name, entity), 0) + amount
     stored = {(row["name"], row["entity_id"]): int(row["spent"]) for row in await connection.fetch(SPENT)}

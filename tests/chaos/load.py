@@ -8,6 +8,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tests.support.chaos import Caller, Refused, Unanswered, elapsed
@@ -22,6 +23,30 @@ BUDGETS = (
     {"name": "users", "type": "user", "unit": "tokens", "limit": "6000", "raise": 4500},
     {"name": "projects", "type": "project", "unit": "requests", "limit": "20", "raise": 14},
 )
+# Everything else that decisions and usage set off, switched on beside those: none of it refuses a call here. The budget
+# "raised" is one that overrides raise; "paced" goes on at a rate as soon as its limit is used up.
+RULES = ("threshold", "exceeded", "overrun")
+PERCENTS = list(range(5, 101, 5))
+MORE = (
+    {
+        "name": "raised",
+        "type": "global",
+        "period": "monthly",
+        "limit": "1000",
+        "preferred_models": ["gpt-4o-mini"],
+        "override_policy": {"auto_approve_percent": 50},
+    },
+    {
+        "name": "paced",
+        "type": "global",
+        "period": "monthly",
+        "enforcement": "throttle",
+        "limit": "0.05",
+        "rate": {"limit": "1000000", "unit": "requests", "period": "minute"},
+    },
+)
+POLICIES = [{"name": "noted", "scope": "global", "limit": "$0.20/month", "enforcement": "notify_only"}]
+BUDGETS_EACH = len(BUDGETS) + len(MORE) + len(POLICIES) + 1  # The rate of "paced" is a budget of its own.
 
 
 @dataclass
@@ -40,6 +65,7 @@ class Book:
     extended: int = 0
     forgotten: set[str] = field(default_factory=set[str])
     raises: int = 0
+    overrides: int = 0
     problems: list[str] = field(default_factory=list[str])
 
     def problem(self, text: str) -> None:
@@ -49,10 +75,41 @@ class Book:
 
 
 async def create_budgets(caller: Caller) -> None:
-    """A tree of four blocking scopes in three units, too small for everybody."""
+    """A tree of four blocking scopes in three units, too small for everybody; and whatever else can be switched on."""
     for budget in BUDGETS:
         body = {name: value for name, value in budget.items() if name != "raise"}
-        await caller.persist("create_budget", {**body, "period": "total", "enforcement": "block"})
+        await caller.persist(
+            "create_budget", {**body, "period": "total", "enforcement": "block", "alert_thresholds": PERCENTS[:20]}
+        )
+    for budget in MORE:
+        await caller.persist("create_budget", budget)
+    await caller.persist("apply_policies", {"policies": POLICIES})
+    for kind in RULES:
+        await caller.persist("set_alert_rule", {"name": kind, "kind": kind, "channels": ["nobody"]})
+    await caller.persist("configure_manager", {"sizing": {"percentile": 100, "samples_min": 20}})
+    for team in range(TEAMS):
+        members = [f"m{n}" for n in range(USERS) if n % TEAMS == team]
+        await caller.persist("set_team", {"team_id": f"t{team}", "members": members})
+
+
+async def change_rules(caller: Caller, book: "Book", stop: asyncio.Event, chance: random.Random) -> None:
+    """Somebody who asks for overrides and applies policies all the while; the policies approve small ones at once."""
+    budgets = {b["name"]: b for b in (await caller.persist("list_budgets", {}))["budgets"]}
+    raised = {"budget_id": budgets["raised"]["budget_id"], "percent": 1}
+    while not await elapsed(stop, 0.5):
+        until = datetime.now(UTC) + timedelta(seconds=chance.uniform(1, 4))
+        try:
+            ask = {**raised, "reason": f"chaos {chance.random()}", "until": until.isoformat()}
+            book.overrides += (await caller.ask("request_override", ask))["status"] == "approved"
+            limit = f"${chance.choice((20, 21, 22))}/month"
+            await caller.ask("apply_policies", {"policies": [{**POLICIES[0], "limit": limit}]})
+            on = chance.random() < 0.5
+            await caller.ask("set_brake", {"scope": "model", "entity_id": "not-used", "on": on, "reason": "a test"})
+        except Unanswered:
+            continue
+        except Refused as error:
+            if error.code not in ("unavailable", "rate_limited"):
+                book.problem(f"rules: {error}")
 
 
 async def raise_limits(caller: Caller, book: Book, stop: asyncio.Event, chance: random.Random) -> None:
@@ -96,11 +153,16 @@ class Router:
         chance, book = self._chance, self._book
         fate = chance.choices(("settle", "release", "forget"), (76, 12, 12))[0]
         prompt, completion_max = chance.randrange(100, 2_000), chance.randrange(50, 600)
-        who = {
-            "user_id": f"u{chance.randrange(USERS)}",
-            "team_id": f"t{chance.randrange(TEAMS)}",
-            "project_id": f"p{chance.randrange(PROJECTS)}",
-        }
+        # What is sized by what was seen must not take more than that, or it would be overrun: it always takes the same.
+        steady = chance.random() < 0.3
+        if steady:
+            prompt, completion_max = 1_000, 400
+        used = completion_max // 2 if steady else chance.randrange(completion_max + 1)
+        who = {"user_id": f"u{chance.randrange(USERS)}", "project_id": f"p{chance.randrange(PROJECTS)}"}
+        if chance.random() < 0.5:
+            who["team_id"] = f"t{chance.randrange(TEAMS)}"
+        else:  # The directory knows the team.
+            who["user_id"] = f"m{chance.randrange(USERS)}"
         check = {
             "request_id": request_id,
             "provider": "openai",
@@ -108,6 +170,7 @@ class Router:
             "prompt_tokens": prompt,
             "max_completion_tokens": completion_max,
             "ttl_s": SETTLE_TTL_S if fate == "settle" else FORGOTTEN_TTL_S,
+            **({"sizing": "learned", "feature": "steady"} if steady else {}),
             **who,
         }
         reservation_id = await self._approved(check)
@@ -120,7 +183,7 @@ class Router:
         else:
             if chance.random() < 0.05:
                 await self._extend(reservation_id)
-            await self._settle(request_id, reservation_id, prompt, chance.randrange(completion_max + 1))
+            await self._settle(request_id, reservation_id, prompt, used)
 
     async def _approved(self, check: dict[str, Any]) -> str | None:
         """Ask until there is an answer; sometimes twice at once, as a caller with two ways would."""
@@ -150,10 +213,12 @@ class Router:
     def _look_at(self, reply: dict[str, Any]) -> None:
         """An answer must be right in itself: all four scopes, sums within limits, a denial that names its budget."""
         book = self._book
-        if reply["approved"] and len(reply["budgets"]) != len(BUDGETS):
+        if reply["approved"] and len(reply["budgets"]) != BUDGETS_EACH:
             book.problem(f"an approval by {len(reply['budgets'])} budgets: {reply}")
         for window in reply["budgets"]:
-            if float(window["spent"]) + float(window["reserved"]) > float(window["limit"]) * (1 + 1e-12):
+            if window["enforcement"] == "block" and float(window["spent"]) + float(window["reserved"]) > float(
+                window["limit"]
+            ) * (1 + 1e-12):
                 book.problem(f"a reply shows more than its limit: {window}")
         reason = reply["reason"]
         if not reply["approved"] and (reason["code"] != "budget_exceeded" or not reason["budget_id"]):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.audit import Findings, Samples, audit, watch
-from tests.chaos.load import Book, Router, create_budgets, raise_limits
+from tests.chaos.load import Book, Router, change_rules, create_budgets, raise_limits
 from tests.support.chaos import AgentProcess, Cluster, calling, connected, elapsed, running_cluster, seconds, seeded
 from tests.support.polling import eventually
 
@@ -46,6 +46,7 @@ async def test_agents_killed_at_random_never_overspend_lose_or_double(tmp_path: 
                     router = Router((first, second)[n % 2], book, calls_end, name=f"r{n}", seed=seed * 100 + n)
                     group.create_task(router.run())
                 group.create_task(raise_limits(manager, book, calls_end, random.Random(seed)))
+                group.create_task(change_rules(manager, book, calls_end, random.Random(seed + 1)))
                 group.create_task(kill_at_random(cluster.agents, kills, calls_end, chance))
                 await elapsed(calls_end, duration_s)
                 calls_end.set()
@@ -55,11 +56,14 @@ async def test_agents_killed_at_random_never_overspend_lose_or_double(tmp_path: 
             watch_end.set()
         found = await audit(cluster.database.url, book)
         status = await manager.persist("get_status", {"reconcile": True})
+        trail = await manager.persist("get_audit_trail", {"verify": True, "limit": 1})
     unanswered = manager.tally.unanswered + first.tally.unanswered + second.tally.unanswered
     print(table(seed, duration_s, book, samples, kills, found, unanswered, settled_s))
 
     assert (found.lost, found.doubled, found.unknown, found.wrong) == ([], [], [], [])
     assert book.problems == []
+    assert found.alerts > 0 and book.overrides > 0
+    assert trail["verification"]["ok"], trail
     assert samples.breaches == []
     assert book.acknowledged == book.sent.keys()
     assert status["reconciliation"]["ok"], status["reconciliation"]
@@ -120,7 +124,8 @@ def table(
         ("denials", book.denials),
         ("unanswered, asked again", unanswered),
         ("asked twice at once", book.double_asked),
-        ("limits changed", book.raises),
+        ("limits changed, overrides approved", f"{book.raises}, {book.overrides}"),
+        ("alerts of thresholds", found.alerts),
         ("released / extended / forgotten", f"{len(book.released)} / {book.extended} / {len(book.forgotten)}"),
         ("events acknowledged", len(book.acknowledged)),
         ("events sent again after that", book.resent),

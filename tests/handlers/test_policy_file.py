@@ -13,6 +13,7 @@ from handlers.enforcer.drafts import Whole, drafted
 from handlers.enforcer.policy_file import complete, read_document, read_text, rendered
 from handlers.enforcer.policy_yaml import YamlError, read_yaml
 from schemas.budget import BudgetFilters, CreateBudget, OverridePolicy, Rate, Rollover
+from signals import ROLES
 from tests.support.ledger import examples
 
 
@@ -347,7 +348,10 @@ def budgets(draw: st.DrawFn) -> CreateBudget:
         "rate": draw(st.fixed_dictionaries(RATE)) if rated else None,
         "alert_thresholds": draw(st.lists(st.integers(1, 1000), max_size=5)),
         "rollover": {"policy": draw(st.sampled_from(rollovers)), "percent": draw(PERCENT)},
-        "override_policy": {"approver_roles": draw(st.lists(NAMES, max_size=3)), "max_percent": draw(PERCENT)},
+        "override_policy": {
+            "approver_roles": draw(st.lists(st.sampled_from(ROLES), max_size=3)),
+            "max_percent": draw(PERCENT),
+        },
         "on_expiry": draw(st.sampled_from(["release", "settle"])),
         "preferred_models": draw(st.lists(NAMES, max_size=3)),
         "fallback_model": draw(st.none() | NAMES),

@@ -134,6 +134,20 @@ async def test_another_agent_stops_naming_within_the_time_it_believes_a_name(dat
         assert one.identities.named("default", reply) == reply
 
 
+async def test_who_is_named_by_one_agent_is_named_by_the_next_one_that_is_asked(database_url: str) -> None:
+    from handlers.context import Limits
+    from tests.support.services import services_for
+
+    hasty = Limits(identity_unknown_keep_s=0)
+    async with services_for(database_url) as one, services_for(database_url, limits=hasty) as two:
+        reply = msgspec.json.encode({"user_id": one.actor_key("default", NAME)})
+        await two.identities.learn("default", reply)
+        assert two.identities.named("default", reply) == reply, "nobody has stored the name yet"
+        await one.identities.learn("default", reply)
+        await two.identities.learn("default", reply)
+        assert NAME.encode() in two.identities.named("default", reply)
+
+
 async def test_names_of_one_org_are_not_told_in_another(ctx: Context, services: Services) -> None:
     await apply_usage(services, gpt(user_id=NAME))
     await services.identities.flush()
