@@ -21,8 +21,8 @@ class Sizes:
     """Of number 10, which has many loads to compare."""
     users: int = 100_000
     turn_users: int = 10_000
-    turns: int = 2
-    """How often each load is measured at the turn of a minute."""
+    turns: int = 3
+    """Turns of the minute, for the loads that are measured there in turns."""
     await_turns: bool = True
     """Whether turns are waited for; else only those that come by meanwhile are measured."""
 
@@ -37,7 +37,7 @@ QUICK = Sizes(
     copy_rows=20_000,
     redis_requests=40_000,
     budget_runs=1,
-    budget_seconds=0.5,
+    budget_seconds=0.4,
     users=10_000,
     turn_users=2_000,
     turns=1,

@@ -1,6 +1,7 @@
 """Number 10, minute windows: what happens when all of them are replaced at once, beside windows that last a month."""
 
 import time
+from itertools import cycle, islice
 
 from bench.figures import median, table
 from bench.floor import CHECK, OUTSTANDING, WARMUP_S, Floor, Measure, Turn
@@ -9,8 +10,8 @@ from bench.payloads import Call
 from bench.trees import FOUR, Tree, per_user, with_period
 
 LEAD_TREE_S = 3.0
-LEAD_USERS_S = 6.0
-"""Every user has a window in the minute before, too."""
+LEAD_USER_S = 0.0003
+"""For each user besides: all have a window in the minute before, too."""
 AFTER_S = 0.4
 
 PLAIN = {period: Tree(f"tree-{period}", with_period(FOUR, period)) for period in ("monthly", "minute")}
@@ -28,8 +29,12 @@ class Turns:
         self._found: dict[str, list[LoadResult]] = {}
         users = floor.sizes.turn_users
         self._loads = (
-            (f"{users:,} users", LEAD_USERS_S, {p: tree.call(users=users) for p, tree in USERS.items()}),
-            ("one tree", LEAD_TREE_S, {p: tree.call() for p, tree in PLAIN.items()}),
+            (
+                f"{users:,} users",
+                LEAD_TREE_S + users * LEAD_USER_S,
+                {p: tree.call(users=users) for p, tree in USERS.items()},
+            ),
+            ("one tree", LEAD_TREE_S, {p: t.call() for p, t in PLAIN.items()}),
         )
 
     async def plan(self) -> None:
@@ -38,9 +43,8 @@ class Turns:
         await floor.plant(*PLAIN.values(), *USERS.values())
         monthly, count = self._loads[0][2]["monthly"], floor.sizes.turn_users
         await floor.load(call=monthly, outstanding=OUTSTANDING, count=count)
-        for _ in range(floor.sizes.turns):
-            for name, lead_s, calls in self._loads:
-                floor.turns.append(Turn(lead_s, self._measurement(name, lead_s, calls)))
+        for name, lead_s, calls in islice(cycle(self._loads), floor.sizes.turns):
+            floor.turns.append(Turn(lead_s, self._measurement(name, lead_s, calls)))
 
     def _measurement(self, name: str, lead_s: float, calls: dict[str, Call]) -> Measure:
         async def measure(turn_at: float) -> None:

@@ -25,6 +25,10 @@ _MARK: Final = SURROGATE_PREFIX.encode()
 _ENCODE: Final = msgspec.json.Encoder().encode
 
 
+# A surrogate, and with the name it stands for, as they are written in JSON.
+Hidden = tuple[str, tuple[bytes, bytes] | None]
+
+
 def is_surrogate(text: str) -> bool:
     """Whether ``text`` is a surrogate already, made here or by a caller's own key."""
     return _WHOLE.fullmatch(text) is not None
@@ -67,7 +71,7 @@ class Identities:
         self._limit = limit
         self._keep_s = keep_s
         self._unknown_keep_s = unknown_keep_s
-        self._keys: dict[Key, str] = {}
+        self._keys: dict[Key, Hidden] = {}
         self._names: OrderedDict[Key, tuple[str | None, float]] = OrderedDict()
         self._new: dict[Key, str] = {}
 
@@ -77,22 +81,28 @@ class Identities:
         ``policy`` is the org's ``user_names``: keep, surrogate (the name is not kept) or refuse (SignalError naming
         the field ``user_id``).
         """
+        return self.hidden(org, name, policy)[0]
+
+    def hidden(self, org: str, name: str, policy: str) -> Hidden:
+        """As ``key_of``, and both as JSON writes them, to be exchanged in a reply; None for what is a surrogate."""
         known = self._keys.get((org, name))
         if known is not None and policy == "keep":
             return known
         if is_surrogate(name):
-            return name
+            return name, None
         if policy == "refuse":
             raise invalid("plain user names are refused in this org: send a surrogate (uk_...)", field="user_id")
         key = self._vault.surrogate(org, name)
+        found = key, (key.encode(), _ENCODE(name)[1:-1])
         if policy == "keep":
-            self._meet(org, name, key)
-        return key
+            self._meet(org, name, found)
+        return found
 
-    def _meet(self, org: str, name: str, key: str) -> None:
+    def _meet(self, org: str, name: str, found: Hidden) -> None:
         if len(self._keys) >= self._limit:
             self._keys.clear()
-        self._keys[org, name] = key
+        self._keys[org, name] = found
+        key = found[0]
         if (org, key) not in self._names and len(self._new) < self._limit:
             self._new[org, key] = name
             self._put((org, key), name)

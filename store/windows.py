@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from store.budgets import BudgetRow
-from store.pool import Connection
+from store.pool import Connection, Database
 from store.sql import like_pattern, queries
 
 _SQL = queries("windows")
@@ -162,6 +162,11 @@ async def create(
     columns = zip(*map(_columns_of, windows), strict=True)
     rows = [_row(record) for record in await connection.fetch(_SQL["create"], org, *map(list, columns))]
     return {(row.budget_id, row.entity_id, row.starts_at): row for row in rows}
+
+
+async def analyze(database: Database) -> None:
+    """Let PostgreSQL's planner know how many windows there are, unless somebody is counting them now."""
+    await database.execute(_SQL["analyze"])
 
 
 async def known_entities(connection: Connection, org: str, pairs: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:

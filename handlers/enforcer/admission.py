@@ -9,21 +9,17 @@ import logging
 from collections import deque
 from datetime import datetime, timedelta
 
-import msgspec
-
 from handlers.context import Inbound, Services
 from handlers.enforcer.alerts import Refusal, tell_refusals
 from handlers.enforcer.catalogue import Catalogue
 from handlers.enforcer.decide import Check, Desk, Outcome, decide, targets_of, too_many_entities
-from handlers.enforcer.estimate import estimate
+from handlers.enforcer.incoming import hide_names, read_check
 from handlers.enforcer.ledger import Sums
-from handlers.enforcer.plan import USER, Planner, Targets, call_key
-from handlers.enforcer.repeats import Repeats, body_hash
+from handlers.enforcer.plan import Planner, Targets
+from handlers.enforcer.repeats import Repeats
 from handlers.enforcer.sizing import learn
 from handlers.enforcer.tally import APPROVED
 from handlers.enforcer.windows import StaleCatalogue, open_missing
-from schemas.budget import CheckBudget
-from schemas.codec import Codec, unwrap
 from schemas.errors import SignalError, unavailable
 from store import budgets as budget_store
 from store import reservations as reservation_store
@@ -32,7 +28,6 @@ from store.pool import RETRYABLE, UNAVAILABLE, Connection, is_unavailable
 from store.windows import Opened
 
 _log = logging.getLogger(__name__)
-_CODEC = Codec(CheckBudget)
 
 
 class _TryAgain(Exception):
@@ -61,30 +56,9 @@ class Admission:
     def submit(self, inbound: Inbound) -> None:
         """Take a request; it is answered by its batch. Never blocks and never raises."""
         try:
-            self.org(inbound.caller.org).submit(self._check(inbound))
+            self.org(inbound.caller.org).submit(read_check(self._services, inbound))
         except SignalError as error:
             inbound.fail(error)
-
-    def _check(self, inbound: Inbound) -> Check:
-        """Decode and estimate a request. Raises SignalError where it is wrong."""
-        services = self._services
-        data, envelope = unwrap(inbound.data)
-        request = _CODEC.decode(data)
-        if envelope is not None and request.request_id is None:
-            request = msgspec.structs.replace(request, request_id=f"{envelope.source}#{envelope.id}"[:256])
-        reservation_id = services.new_id()
-        named = request.request_id is not None
-        return Check(
-            inbound=inbound,
-            request=request,
-            request_id=request.request_id or reservation_id,
-            named=named,
-            body_hash=body_hash(request) if named else b"",
-            estimate=estimate(request, cards=services.rate_cards, at=services.clock(), limits=services.limits),
-            key=call_key(request),
-            reservation_id=reservation_id,
-            ttl_s=request.ttl_s or services.limits.reservation_ttl_s,
-        )
 
     def org(self, org: str) -> "OrgAdmission":
         """The queue of one org."""
@@ -244,10 +218,11 @@ class OrgAdmission:
                 check.answer(answer)
 
     def _plan(self, planner: Planner, checks: list[Check]) -> None:
-        self._hide_names(planner, checks)
+        settings = planner.catalogue.org_settings
+        hide_names(self._services.identities, self._org, settings.user_names, checks)
         for check in checks:
             check.plan = planner.plan(check.key)
-        learn(checks, self._org, planner.catalogue.org_settings.sizing, self._services.sizing)
+        learn(checks, self._org, settings.sizing, self._services.sizing)
 
     async def _present(self, connection: Connection, checks: list[Check]) -> Planner:
         """Plan anew under the catalogue lock, which the caller's transaction keeps. Raises _WindowsMissing."""
@@ -258,21 +233,6 @@ class OrgAdmission:
         if any(planner.resolve(check.plan, at) for check in checks):
             raise _WindowsMissing(planner)
         return planner
-
-    def _hide_names(self, planner: Planner, checks: list[Check]) -> None:
-        """Put surrogates into the keys of calls that name a user; a name that the org refuses fails its check."""
-        policy = planner.catalogue.org_settings.user_names
-        for check in [c for c in checks if c.key[USER] is not None and c.key[USER] == c.request.user_id]:
-            assert check.request.user_id is not None
-            try:
-                user = self._services.identities.key_of(self._org, check.request.user_id, policy)
-            except SignalError as error:
-                checks.remove(check)
-                check.inbound.fail(error)
-                continue
-            if user != check.request.user_id:
-                check.key = (*check.key[:USER], user, *check.key[USER + 1 :])
-                check.hidden = (user.encode(), msgspec.json.encode(check.request.user_id)[1:-1])
 
     async def _decide_by_belief(self, planner: Planner, checks: list[Check]) -> bool:
         """One round trip instead of four where everything fits: False, and nothing has happened, where it takes a look.

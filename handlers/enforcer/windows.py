@@ -16,6 +16,8 @@ from store.windows import NewWindow, WindowRow
 
 # All of a batch ask about the same few periods at one time; in UTC, where equal times are the same instant.
 _bounds = lru_cache(maxsize=256)(bounds)
+# So many new windows are news to PostgreSQL's planner, and then twice as many, and so on.
+ANALYZE_FIRST = 200
 Key = tuple[str, str, datetime]
 # What is to be opened: the budget of each key, and a time within the window.
 Wanted = dict[Key, tuple[BudgetRow, datetime]]
@@ -53,6 +55,19 @@ class WindowIndex:
         self._by_id: dict[int, WindowRef] = {}
         self._latest: dict[tuple[str, str], WindowRef] = {}
         self._limit = limit
+        self._created = 0
+        self._analyze_at = ANALYZE_FIRST
+
+    def outgrown(self, created: int) -> bool:
+        """Whether, with these new windows, there are so many more that PostgreSQL should count them anew.
+
+        Autovacuum would, a minute later: until then every look for a window would go through all of its budget's.
+        """
+        self._created += created
+        if self._created < self._analyze_at:
+            return False
+        self._analyze_at = 2 * self._created
+        return True
 
     def find(self, match: Match, at: datetime) -> WindowRef | None:
         """The window of a match that holds ``at``, if this agent knows it."""
@@ -117,6 +132,8 @@ async def open_missing(
             if others := [key for key in lacking if key not in found]:
                 found |= await window_store.find(connection, catalogue.org, others)
     index.add(found.values())
+    if index.outgrown(len(lacking)):
+        await window_store.analyze(database)
     return list(found.values())
 
 

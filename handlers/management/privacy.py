@@ -66,12 +66,11 @@ async def _end_user(connection: Connection, org: str, name: str, key: str) -> No
     Without any row who is known to the bus by that name would have the roles of those whom nobody entered.
     """
     user = await user_store.find(connection, org, name)
-    if user is None:
-        return
-    if user.active:
+    if user is not None and user.active:
         raise conflict("this user may still send requests: delete_user comes first", field="user_id")
     await user_store.remove(connection, org, name)
-    await user_store.put(connection, replace(user, name=key, display_name="", roles=(), teams=()))
+    if user is not None:
+        await user_store.put(connection, replace(user, name=key, display_name="", roles=(), teams=()))
 
 
 async def _redact(connection: Connection, ctx: Context, name: str, key: str) -> int:

@@ -67,7 +67,7 @@ async def get_status(ctx: Context, request: GetStatus) -> Status:
             sums = Part(name=SUMS, ok=False, detail="sums differ")
         parts.append(sums)
     figures: Compliance | None = None
-    if reads:
+    if reads and database.ok:  # What is away is not waited for a second time.
         figures, _ = await _bounded(FIGURES, _compliance(ctx), PART_TIMEOUT_S)
     return _status(ctx, told or {}, parts, ledger, reconciliation, figures)
 

@@ -256,18 +256,18 @@ class _Application:
             if 0 in measures:
                 charges = {window_id: amount for window_id, amount in charges.items() if amount}
             entry.charges = charges
-            moves += self._moves(entry, holding, measures, dict(zip(window_ids, units, strict=True)))
+            if holding is None:
+                moves += unreserved(charges)
+                self._seen.unreserved([u for u in units if measures[u]] if 0 in measures else units)
+            else:
+                moves += self._settling(entry, holding, measures, dict(zip(window_ids, units, strict=True)))
         if missing:
             raise MissingWindows(missing)
         return moves
 
-    def _moves(
-        self, entry: _Entry, holding: Holding | None, measures: tuple[int, int, int], units: dict[int, int]
+    def _settling(
+        self, entry: _Entry, holding: Holding, measures: tuple[int, int, int], units: dict[int, int]
     ) -> list[Move]:
-        if holding is None:
-            moves = unreserved(entry.charges)
-            self._seen.unreserved(moves, units)
-            return moves
         self._charge_inactive(holding, entry, measures, units)
         held = dict(holding.held)
         moves = settle(holding, entry.charges, final=entry.event.final)

@@ -13,6 +13,7 @@ from store.sizing import Key, Observed, Overrun
 
 _COST, _TOKENS, _REQUESTS = 0, 1, 2
 _UNITS = ("cost", "tokens", "requests")
+_UNRESERVED = tuple(("unreserved", unit) for unit in range(len(_UNITS)))
 
 
 @dataclass(slots=True)
@@ -22,9 +23,9 @@ class Observations:
     by_key: dict[Key, Observed] = field(default_factory=dict[Key, Observed])
     causes: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
 
-    def unreserved(self, moves: Sequence[Move], units: Mapping[int, int]) -> None:
-        """Usage that had no reservation."""
-        self.causes += [("unreserved", units[move[0]]) for move in moves]
+    def unreserved(self, units: Sequence[int]) -> None:
+        """Usage that had no reservation, charged to windows of these units."""
+        self.causes += [_UNRESERVED[unit] for unit in units]
 
     def settled(
         self,
@@ -51,6 +52,8 @@ class Observations:
     def overruns(self, over: Sequence[int]) -> list[Overrun]:
         """What each move booked beyond the room there was, by cause and unit."""
         sums: dict[tuple[str, int], tuple[int, int]] = {}
+        if not any(over):
+            return []
         for cause, amount in zip(self.causes, over, strict=True):
             if amount:
                 total, charges = sums.get(cause, (0, 0))

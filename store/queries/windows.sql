@@ -56,6 +56,9 @@ ORDER BY n.budget_id, n.entity_id, n.starts_at
 ON CONFLICT (org_id, budget_id, entity_id, starts_at) DO NOTHING
 RETURNING *
 
+-- name: analyze
+ANALYZE (SKIP_LOCKED) budget_window
+
 -- name: known_entities
 SELECT k.budget_id, k.entity_id FROM unnest($2::uuid[], $3::text[]) AS k (budget_id, entity_id)
 WHERE EXISTS (SELECT FROM budget_window w

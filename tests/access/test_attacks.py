@@ -109,6 +109,17 @@ async def test_a_schedule_keeps_no_name(ctx: Context, services: Services) -> Non
     assert named.count(b"Ada Lovelace") == 3
 
 
+async def test_a_schedule_of_somebody_who_is_not_in_the_table_loses_the_name_too(
+    ctx: Context, services: Services
+) -> None:
+    await set_schedule(ctx, SetSchedule(name="s", cron="0 9 * * *", signal="list_budgets"))
+    await anonymize_user(ctx, AnonymizeUser(user_id="alice", reason="asked"))
+    (left,) = (await list_schedules(ctx, ListSchedules())).schedules
+    assert (left.created_by, left.active) == (None, False)
+    rows = await services.database.fetch("SELECT s::text AS row FROM schedule s")
+    assert "alice" not in rows[0]["row"]
+
+
 NAME = 'Zoë/Å "Z"'
 LETTERS = {
     "escaped": json.dumps({"user_id": NAME, "model": 1}),

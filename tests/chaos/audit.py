@@ -115,6 +115,7 @@ async def audit(url: str, book: Book) -> Findings:
         await _windows(connection, book, found)
         await _reservations(connection, book, found)
         told = await connection.fetchrow(ALERTS)
+        assert told is not None
         found.alerts = told["raised"]
         if told["differing"] or told["fired_twice"] or told["told_twice"] or told["told"] != told["alerts"]:
             found.wrong.append(f"alerts: {dict(told)}")

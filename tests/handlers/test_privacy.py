@@ -54,7 +54,8 @@ async def work(ctx: Context) -> None:
     services = ctx.services
     await create_budget(ctx, CreateBudget(name="each", type="user", limit="1"))
     await create_budget(ctx, CreateBudget(name="one", type="user", entity_id=NAME, limit="2"))
-    held = await checked(services, **(CALL | {"prompt_tokens": 1000, "max_completion_tokens": 100}), user_id=NAME)
+    call: dict[str, Any] = {**CALL, "prompt_tokens": 1000, "max_completion_tokens": 100}
+    held = await checked(services, **call, user_id=NAME)
     assert held["approved"]
     await apply_usage(services, gpt(user_id=NAME, reservation_id=held["reservation_id"]), gpt(user_id=NAME))
     await apply_usage(services, gpt(100_000, 100_000, user_id=NAME))
@@ -73,7 +74,8 @@ async def test_a_check_answers_with_the_name_its_caller_gave(ctx: Context, servi
     for name in (NAME, 'a "quoted" \\ name\u00e9', "uk_aaaaaaaaaaaaaaaaaaaaaaaaaa"):
         decision = await checked(services, **CALL, user_id=name)
         assert decision["budgets"][0]["entity_id"] == name
-        denied = await checked(services, **(CALL | {"prompt_tokens": 100_000}), user_id=name)
+        large: dict[str, Any] = {**CALL, "prompt_tokens": 100_000}
+        denied = await checked(services, **large, user_id=name)
         assert denied["approved"] is False
         assert name in denied["reason"]["message"]
 
