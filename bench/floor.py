@@ -53,7 +53,8 @@ class Floor:
 
     async def load(self, kind: str = "check", *, subject: str = CHECK, **options: Any) -> LoadResult:
         """One load of the usual length, which no turn of the minute that is to be measured falls into."""
-        timed = {"seconds": self.sizes.budget_seconds, "warmup_s": WARMUP_S} if "count" not in options else {}
+        seconds = self.sizes.budget_seconds
+        timed = {"seconds": seconds, "warmup_s": min(WARMUP_S, seconds / 2)} if "count" not in options else {}
         await self.leave_room(self.load_s)
         return await self.stand.load(subject, kind, **timed, **options)
 

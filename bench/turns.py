@@ -9,7 +9,7 @@ from bench.load import BESIDE_S, LoadResult, Part
 from bench.payloads import Call
 from bench.trees import FOUR, Tree, per_user, with_period
 
-LEAD_TREE_S = 3.0
+LEAD_TREE_S = 2.4
 LEAD_USER_S = 0.0003
 """For each user besides: all have a window in the minute before, too."""
 AFTER_S = 0.4

@@ -151,6 +151,8 @@ def _approve(check: Check, desk: Desk, amounts: list[int], outcome: Outcome) -> 
         warnings = [*warnings, "unpriced: cost budgets could not be applied"]
     if plan.warnings:
         warnings = [*warnings, *plan.warnings]
+    # Of what would be there without this call: an offer takes its place.
+    alternatives = _cheaper(check, desk, amounts) if plan.offered else []
     reserve = check.request.reserve
     reserved: list[int] = []
     for i, window_id in enumerate(plan.window_ids):
@@ -165,7 +167,7 @@ def _approve(check: Check, desk: Desk, amounts: list[int], outcome: Outcome) -> 
         _add_row(check, amounts, outcome.new)
         if check.estimate.learned is not None and (said := sizing.warning(check.estimate, plan.units, amounts)):
             warnings = [*warnings, said]
-    return Approval(check, reserved, warnings, _cheaper(check, desk) if plan.offered else [])
+    return Approval(check, reserved, warnings, alternatives)
 
 
 def _soft(check: Check, i: int, amount: int, sums: Sums, outcome: Outcome) -> list[str]:
@@ -182,12 +184,13 @@ def _soft(check: Check, i: int, amount: int, sums: Sums, outcome: Outcome) -> li
     return [f"budget '{budget.name}' is exceeded (it only warns)"]
 
 
-def _cheaper(check: Check, desk: Desk) -> list[Alternative]:
+def _cheaper(check: Check, desk: Desk, amounts: list[int]) -> list[Alternative]:
     """Under pressure an approval lists what would cost less."""
     plan = check.plan
+    windows = map(desk.sums.__getitem__, plan.window_ids)
     pressed = any(
-        (window.spent + window.reserved) * 100 >= desk.pressure_percent * window.limit
-        for window in map(desk.sums.__getitem__, plan.window_ids)
+        (window.spent + window.reserved + amount) * 100 >= desk.pressure_percent * window.limit
+        for window, amount in zip(windows, amounts, strict=True)
     )
     return cheaper(check.estimate, plan, desk.sums, cards=desk.cards, at=desk.now) if pressed else []
 

@@ -86,6 +86,9 @@ def stated_cost(text: str) -> int:
 
 def largest_completion(card: RateCard, prompt_tokens: int, budget_nanos: int, most: int) -> int:
     """The most completion tokens, at most ``most``, that cost no more than ``budget_nanos`` here; 0 if none does."""
+    whole = worst_case(card, prompt_tokens, most)
+    if whole is not None and whole <= budget_nanos:
+        return most
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2

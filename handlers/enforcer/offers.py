@@ -56,12 +56,23 @@ def cheaper(
     found: Estimate, plan: Plan, sums: Mapping[int, Sums], *, cards: RateCards, at: datetime
 ) -> list[Alternative]:
     """For an approval under pressure: preferred models that would cost less for the same length, cheapest first."""
-    offers = [
-        o
-        for o in _others(found, plan, sums, cards, at)
-        if o.completion == found.max_completion_tokens and (found.cost is None or o.cost < found.cost)
-    ]
+    offers: list[Offer] = []
+    length = found.max_completion_tokens
+    for preference, other in plan.offered:
+        card = cards.resolve(preference.provider, preference.model, at)
+        cost = None if card is None else worst_case(card, found.prompt_tokens, length)
+        if card is None or cost is None or (found.cost is not None and cost >= found.cost):
+            continue
+        context = card.context_window
+        if (context is None or found.tokens <= context) and _has_room(other, (cost, found.tokens, 1), sums):
+            offers.append(Offer(preference.provider, preference.model, length, cost, preference.kind))
     return [offer.reply for offer in sorted(offers, key=lambda o: o.cost)]
+
+
+def _has_room(plan: Plan, measures: tuple[int, int, int], sums: Mapping[int, Sums]) -> bool:
+    """Whether every budget of a call has room for all of it."""
+    windows = [(sums.get(window_id), unit) for window_id, unit in zip(plan.window_ids, plan.units, strict=True)]
+    return plan.refusal is None and all(window is not None and window.fits(measures[u]) for window, u in windows)
 
 
 def _others(found: Estimate, plan: Plan, sums: Mapping[int, Sums], cards: RateCards, at: datetime) -> list[Offer]:
