@@ -305,7 +305,8 @@ class BusClient(Client):
         try:
             async with asyncio.timeout(self.settings.close_timeout_s):
                 await super()._close(status, do_cbs)
-        except (OSError, errors.Error, TimeoutError) as error:
+        except (OSError, RuntimeError, errors.Error, TimeoutError) as error:
+            # RuntimeError is what uvloop says of a transport that the other side has closed meanwhile.
             self.report(error)
             self._abort_transport()
         finally:

@@ -108,7 +108,8 @@ async def change_rules(caller: Caller, book: "Book", stop: asyncio.Event, chance
         except Unanswered:
             continue
         except Refused as error:
-            if error.code not in ("unavailable", "rate_limited"):
+            # Raises add up until the policy leaves one for a person: the next one like it is a conflict.
+            if error.code not in ("unavailable", "rate_limited", "conflict"):
                 book.problem(f"rules: {error}")
 
 
