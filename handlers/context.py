@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from handlers.alerts.couriers import Couriers
 from handlers.alerts.rulebook import RuleBook
+from handlers.cost.org_prices import OrgPrices
 from handlers.cost.resolve import RateCards
 from handlers.enforcer.beliefs import Beliefs
 from handlers.enforcer.catalogue import Catalogue, Catalogues
@@ -146,6 +147,7 @@ class Services:
     instance: str = "agent"
     catalogues: Catalogues = field(default_factory=Catalogues)
     indexes: dict[str, WindowIndex] = field(default_factory=dict[str, WindowIndex])
+    priced: dict[str, OrgPrices] = field(default_factory=dict[str, OrgPrices])
     believed: dict[str, Beliefs] = field(default_factory=dict[str, Beliefs])
     sizing: Histograms = field(default_factory=Histograms)
     alert_rules: RuleBook = field(default_factory=RuleBook)
@@ -187,6 +189,13 @@ class Services:
             return self.user_key(org, name)
         except SignalError:
             return self.vault.surrogate(org, name)
+
+    def prices(self, org: str) -> OrgPrices:
+        """An org's prices as far as this agent knows them; ledger transactions know the present ones."""
+        found = self.priced.get(org)
+        if found is None:
+            found = self.priced[org] = OrgPrices(self.rate_cards)
+        return found
 
     def index(self, org: str) -> WindowIndex:
         """The window ids this agent knows of an org."""
@@ -236,9 +245,9 @@ class Context:
         return self.services.database
 
     @property
-    def rate_cards(self) -> RateCards:
-        """Prices."""
-        return self.services.rate_cards
+    def prices(self) -> OrgPrices:
+        """The org's prices."""
+        return self.services.prices(self.org)
 
     def user_key(self, name: str) -> str:
         """The surrogate that stands for a user's name everywhere in the database."""

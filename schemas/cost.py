@@ -25,6 +25,11 @@ class CalculateCost(Request, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     system_tokens: Tokens = 0
     audio_input_tokens: Tokens = 0
     audio_output_tokens: Tokens = 0
+    audio_cache_read_tokens: Tokens = 0
+    cache_write_12h_tokens: Tokens = 0
+    image_input_tokens: Tokens = 0
+    image_output_tokens: Tokens = 0
+    video_input_tokens: Tokens = 0
     web_searches: Count = 0
     service_tier: Name | None = None
     region: Name | None = None

@@ -66,6 +66,11 @@ class UsageEvent(Attribution, frozen=True, kw_only=True, forbid_unknown_fields=T
     parent_id: Name | None = None
     task_status: Name | None = None
     metadata: dict[str, Any] | None = None
+    audio_cache_read_tokens: Tokens = 0
+    cache_write_12h_tokens: Tokens = 0
+    image_input_tokens: Tokens = 0
+    image_output_tokens: Tokens = 0
+    video_input_tokens: Tokens = 0
 
 
 class TrackUsage(UsageEvent, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -144,13 +149,18 @@ class GetUsage(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cursor: Text | None = None
 
 
-class UsageLineItem(Reply, frozen=True, kw_only=True):
-    """Tokens of one kind times one rate; a null rate marks the kind that has no price."""
+class UsageLineItem(Reply, frozen=True, kw_only=True, omit_defaults=True):
+    """Tokens of one kind times one rate; a null rate marks the kind that has no price.
+
+    The list rate and cost are told where they differ: what it would be without the org's own contracts.
+    """
 
     kind: str
     tokens: int
     rate_per_million: str | None
     cost: str | None
+    list_rate_per_million: str | None = None
+    list_cost: str | None = None
 
 
 class UsageRecord(Reply, frozen=True, kw_only=True):

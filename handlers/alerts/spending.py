@@ -13,8 +13,8 @@ import msgspec
 from handlers.alerts.notes import Note
 from handlers.alerts.words import amount_words, day_words
 from handlers.context import Services
+from handlers.cost.org_prices import Prices
 from handlers.cost.price import Quantities, QuantityError, price
-from handlers.cost.resolve import RateCards
 from handlers.enforcer.preferences import preferences_of
 from schemas.money import format_cost
 from store import budgets as budget_store
@@ -70,7 +70,7 @@ async def spending_of(services: Services, connection: Connection, org: str, note
         limit=SUMS_MAX,
     )
     advice = [
-        cheaper_model(budget, sums, services.rate_cards, at=now, currency=currency),
+        cheaper_model(budget, sums, services.prices(budget.org_id), at=now, currency=currency),
         pace(budget, window, now),
         unreserved(sums, currency),
     ]
@@ -94,7 +94,7 @@ def top_features(sums: Sequence[FeatureSpend], most: int) -> list[TopFeature]:
 
 
 def cheaper_model(
-    budget: BudgetRow, sums: Sequence[FeatureSpend], cards: RateCards, *, at: datetime, currency: str
+    budget: BudgetRow, sums: Sequence[FeatureSpend], cards: Prices, *, at: datetime, currency: str
 ) -> str | None:
     """What the costliest feature and model would have cost on the cheapest model that the budget's policy names."""
     if not sums or sums[0].cost <= 0:
@@ -115,7 +115,7 @@ def cheaper_model(
 
 
 def same_tokens(
-    row: FeatureSpend, cards: RateCards, provider: str, model: str, *, at: datetime, currency: str
+    row: FeatureSpend, cards: Prices, provider: str, model: str, *, at: datetime, currency: str
 ) -> int | None:
     """Nanos that the same tokens cost on another model, at the rates of a call of average length; None: not priced."""
     card = cards.resolve(provider, model, at)

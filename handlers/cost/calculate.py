@@ -25,7 +25,9 @@ async def calculate_cost(ctx: Context, request: CalculateCost) -> CalculateCostR
     counts = counts_of(request)
     at = in_utc(request.timestamp, "timestamp") or ctx.now()
     tier = request.service_tier or counts.service_tier
-    card = ctx.rate_cards.resolve(request.provider, request.model, at, service_tier=tier, batch=request.batch)
+    card = ctx.prices.resolve(
+        request.provider, request.model, at, service_tier=tier, batch=request.batch, region=request.region
+    )
     priced = NO_CARD if card is None else price(card, counts.quantities)
     return _reply(counts, priced, card, at)
 
@@ -33,7 +35,7 @@ async def calculate_cost(ctx: Context, request: CalculateCost) -> CalculateCostR
 async def get_pricing(ctx: Context, request: GetPricing) -> Pricing:
     """The rate card as of the request's timestamp. Raises ``unpriced`` where no source prices the model."""
     at = in_utc(request.timestamp, "timestamp") or ctx.now()
-    card = ctx.rate_cards.resolve(
+    card = ctx.prices.resolve(
         request.provider, request.model, at, service_tier=request.service_tier, batch=request.batch
     )
     if card is None:

@@ -41,6 +41,10 @@ class Quantities(msgspec.Struct, frozen=True, gc=False):
     web_searches: int = 0
     audio_cache_read_tokens: int = 0
     requests: int = 1
+    cache_write_12h_tokens: int = 0
+    image_input_tokens: int = 0
+    image_output_tokens: int = 0
+    video_input_tokens: int = 0
 
 
 class LineItem(msgspec.Struct, frozen=True, gc=False):
@@ -53,6 +57,9 @@ class LineItem(msgspec.Struct, frozen=True, gc=False):
     quantity: int
     rate_nanos_per_million: int | None
     cost_nanos: int | None
+    # What it would be at list price; None: the same.
+    list_rate_nanos_per_million: int | None = None
+    list_cost_nanos: int | None = None
 
 
 class Priced(msgspec.Struct, frozen=True):
@@ -61,6 +68,13 @@ class Priced(msgspec.Struct, frozen=True):
     cost_nanos: int | None
     line_items: tuple[LineItem, ...]
     unpriced_kinds: tuple[str, ...] = ()
+    # What it would be at list price; None: the same.
+    list_nanos: int | None = None
+
+    @property
+    def list_cost_nanos(self) -> int | None:
+        """The cost without the org's own contracts."""
+        return self.cost_nanos if self.list_nanos is None else self.list_nanos
 
     @property
     def cost_status(self) -> str:

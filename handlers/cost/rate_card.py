@@ -27,10 +27,14 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     cache_read: int | None = None
     cache_write: int | None = None
     cache_write_1h: int | None = None
+    cache_write_12h: int | None = None
     reasoning: int | None = None
     audio_input: int | None = None
     audio_cache_read: int | None = None
     audio_output: int | None = None
+    image_input: int | None = None
+    image_output: int | None = None
+    video_input: int | None = None
     web_search: int | None = None
     request: int | None = None
 
@@ -40,11 +44,14 @@ class Tier(msgspec.Struct, frozen=True):
 
     above: int
     rates: Rates
+    list_rates: Rates | None = None
 
 
 class RateCard(msgspec.Struct, frozen=True, kw_only=True):
     """Rates of a model as resolved; ``rates`` is the base, ``tiers`` ascend and are complete in themselves.
 
+    ``rates`` are what the org pays. ``list_rates`` are what it would pay without contracts of its own; None: the same.
+    ``rules`` names the price rules that made the difference between the source and these rates.
     ``notes`` are codes of what was assumed, e.g. ``service_tier_unknown`` when the standard rates stand in.
     """
 
@@ -53,8 +60,11 @@ class RateCard(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     version: str
     rates: Rates
+    list_rates: Rates | None = None
     tiers: tuple[Tier, ...] = ()
+    rules: tuple[str, ...] = ()
     context_window: int | None = None
+    max_output_tokens: int | None = None
     currency: str = "USD"
     notes: tuple[str, ...] = ()
 

@@ -45,7 +45,14 @@ class RateCards:
         self._cache.clear()
 
     def resolve(
-        self, provider: str, model: str, at: datetime, *, service_tier: str | None = None, batch: bool = False
+        self,
+        provider: str,
+        model: str,
+        at: datetime,
+        *,
+        service_tier: str | None = None,
+        batch: bool = False,
+        region: str | None = None,
     ) -> RateCard | None:
         """The card in force at ``at`` (with an offset), or None if no layer prices this model then."""
         if at.tzinfo is None:

@@ -279,7 +279,7 @@ class OrgAdmission:
             now,
             on_unpriced=str(catalogue.settings.get("on_unpriced", services.limits.on_unpriced)),
             pressure_percent=catalogue.org_settings.pressure_percent,
-            cards=services.rate_cards,
+            cards=services.prices(self._org),
         )
 
     async def _open_missing(self, planner: Planner, checks: list[Check]) -> None:

@@ -101,7 +101,7 @@ def _change(ctx: Context, row: ReservationRow, request: ExtendReservation, catal
         estimated_cost=request.estimated_cost,
         **{field: row.attribution[field] for field in ATTRIBUTION_FIELDS if field in row.attribution},
     )
-    found = estimate(check, cards=ctx.rate_cards, at=ctx.now(), limits=ctx.services.limits)
+    found = estimate(check, cards=ctx.prices, at=ctx.now(), limits=ctx.services.limits)
     planner = Planner(catalogue, ctx.services.index(ctx.org), 1)
     plan = planner.plan(call_key(check))
     pairs, missing = planner.windows_of(plan, row.decided_at)

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from handlers.context import Inbound
-from handlers.cost.resolve import RateCards
+from handlers.cost.org_prices import Prices
 from handlers.enforcer import sizing
 from handlers.enforcer.answers import (
     WindowText,
@@ -82,7 +82,7 @@ class Desk:
     """Locked windows of a batch, and the text of each for the replies."""
 
     def __init__(
-        self, sums: dict[int, Sums], now: datetime, *, on_unpriced: str, pressure_percent: int, cards: RateCards
+        self, sums: dict[int, Sums], now: datetime, *, on_unpriced: str, pressure_percent: int, cards: Prices
     ) -> None:
         self.sums = sums
         self.now = now

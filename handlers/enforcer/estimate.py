@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from handlers.context import Limits
+from handlers.cost.org_prices import Prices
 from handlers.cost.price import worst_case
 from handlers.cost.rate_card import RateCard
-from handlers.cost.resolve import RateCards
 from schemas.budget import CheckBudget
 from schemas.errors import SignalError, invalid
 from schemas.money import CALL_COST_NANOS_MAX, AmountError, parse_call_cost
@@ -48,7 +48,7 @@ class Estimate:
     learned: Learned | None = None
 
 
-def estimate(request: CheckBudget, *, cards: RateCards, at: datetime, limits: Limits) -> Estimate:
+def estimate(request: CheckBudget, *, cards: Prices, at: datetime, limits: Limits) -> Estimate:
     """The worst case of a request. Raises SignalError ``invalid_request`` where it cannot be told."""
     if request.currency != "USD":
         raise invalid("only USD is kept so far", field="currency")

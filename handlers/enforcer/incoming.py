@@ -31,7 +31,9 @@ def read_check(services: Services, inbound: Inbound) -> Check:
         request_id=request.request_id or reservation_id,
         named=named,
         body_hash=body_hash(request) if named else b"",
-        estimate=estimate(request, cards=services.rate_cards, at=services.clock(), limits=services.limits),
+        estimate=estimate(
+            request, cards=services.prices(inbound.caller.org), at=services.clock(), limits=services.limits
+        ),
         key=call_key(request),
         reservation_id=reservation_id,
         ttl_s=request.ttl_s or services.limits.reservation_ttl_s,

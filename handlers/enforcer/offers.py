@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from handlers.cost.org_prices import Prices
 from handlers.cost.price import worst_case
 from handlers.cost.rate_card import RateCard
-from handlers.cost.resolve import RateCards
 from handlers.enforcer.estimate import Estimate, largest_completion
 from handlers.enforcer.ledger import Sums
 from handlers.enforcer.plan import UNITS, Plan
@@ -40,7 +40,7 @@ class Offer:
 
 
 def instead(
-    request: CheckBudget, found: Estimate, plan: Plan, sums: Mapping[int, Sums], *, cards: RateCards, at: datetime
+    request: CheckBudget, found: Estimate, plan: Plan, sums: Mapping[int, Sums], *, cards: Prices, at: datetime
 ) -> list[Alternative]:
     """For a denied call: offers that keep the asked length first, cheapest first; then shorter ones, longest first."""
     offers = _others(found, plan, sums, cards, at)
@@ -52,9 +52,7 @@ def instead(
     return [offer.reply for offer in offers]
 
 
-def cheaper(
-    found: Estimate, plan: Plan, sums: Mapping[int, Sums], *, cards: RateCards, at: datetime
-) -> list[Alternative]:
+def cheaper(found: Estimate, plan: Plan, sums: Mapping[int, Sums], *, cards: Prices, at: datetime) -> list[Alternative]:
     """For an approval under pressure: preferred models that would cost less for the same length, cheapest first."""
     offers: list[Offer] = []
     length = found.max_completion_tokens
@@ -75,7 +73,7 @@ def _has_room(plan: Plan, measures: tuple[int, int, int], sums: Mapping[int, Sum
     return plan.refusal is None and all(window is not None and window.fits(measures[u]) for window, u in windows)
 
 
-def _others(found: Estimate, plan: Plan, sums: Mapping[int, Sums], cards: RateCards, at: datetime) -> list[Offer]:
+def _others(found: Estimate, plan: Plan, sums: Mapping[int, Sums], cards: Prices, at: datetime) -> list[Offer]:
     offers: list[Offer] = []
     for preference, other in plan.offered:
         card = cards.resolve(preference.provider, preference.model, at)

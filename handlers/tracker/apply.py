@@ -5,7 +5,7 @@ transaction per org. Only ids that nobody had before have any effect, so the sam
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import asyncpg
 import msgspec
@@ -20,7 +20,7 @@ from handlers.enforcer.transaction import LockedWindows, MissingWindows, ledger_
 from handlers.events import cloud_event
 from handlers.tracker.dead import conflict_letter, poison_letter, tell
 from handlers.tracker.observe import Observations
-from handlers.tracker.priced import COLUMNS, PricedEvent
+from handlers.tracker.priced import COLUMNS, PricedEvent, columns_of
 from handlers.tracker.rollup import rollup_rows
 from schemas.base import ATTRIBUTION_FIELDS
 from schemas.errors import unavailable
@@ -351,11 +351,11 @@ def _directed(event: PricedEvent, plan: Plan) -> PricedEvent:
 
 
 def _record(entry: _Entry) -> tuple[object, ...]:
-    values = msgspec.structs.astuple(entry.event)[:-1]
+    values = columns_of(entry.event)
     charges = entry.charges
     return (*values, entry.charged_at, entry.reserved, list(charges), list(charges.values()))
 
 
 def _unpriced_kinds(event: PricedEvent) -> list[str]:
-    items = msgspec.json.decode(event.line_items, type=list[tuple[str, int, int | None, int | None]])
-    return [kind for kind, _, rate, _ in items if rate is None]
+    items = msgspec.json.decode(event.line_items, type=list[list[Any]])
+    return [item[0] for item in items if item[2] is None]

@@ -37,6 +37,11 @@ def _stated(request: UsageEvent | CalculateCost) -> Normalised:
         audio_input_tokens=request.audio_input_tokens,
         audio_output_tokens=request.audio_output_tokens,
         web_searches=request.web_searches,
+        audio_cache_read_tokens=request.audio_cache_read_tokens,
+        cache_write_12h_tokens=request.cache_write_12h_tokens,
+        image_input_tokens=request.image_input_tokens,
+        image_output_tokens=request.image_output_tokens,
+        video_input_tokens=request.video_input_tokens,
     )
     problem = contradiction(used)
     if problem is not None:

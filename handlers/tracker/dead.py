@@ -1,7 +1,7 @@
 """Dead letters: every message that cannot be applied is kept with its reason, in the table and in the stream."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -9,9 +9,11 @@ from handlers.context import Services
 from handlers.tracker.priced import PricedEvent
 from schemas.errors import SignalError
 from schemas.money import format_cost
+from schemas.usage import UsageEvent
 from store.dead_letters import DeadLetterRow
 
 _ENCODE = msgspec.json.Encoder().encode
+_STATED: Final = frozenset(field.name for field in msgspec.structs.fields(UsageEvent))
 # Outbox events of this prefix go to the dead-letter stream instead of the tenant's events.
 STREAM_PREFIX = "dead_letter."
 
@@ -93,8 +95,14 @@ def request_of(event: PricedEvent) -> dict[str, Any]:
         "line_items",
         "flags",
         "payload_hash",
+        "list_cost",
+        "other_counts",
+        "context_used",
+        "context_limit",
     }
     values = {k: v for k, v in msgspec.structs.asdict(event).items() if k not in computed and v is not None}
+    if event.other_counts is not None:
+        values |= {k: v for k, v in msgspec.json.decode(event.other_counts).items() if k in _STATED}
     for name in ("tags", "metadata"):
         if name in values:
             values[name] = msgspec.json.decode(values[name])

@@ -128,7 +128,7 @@ def _check_event(ctx: Context, data: bytes) -> None:
         org=ctx.org,
         event_id=event.id or "",
         arrived_at=ctx.now(),
-        cards=ctx.rate_cards,
+        cards=ctx.prices,
         limits=ctx.services.limits,
         settings=ctx.services.org_settings(ctx.org),
     )

@@ -158,7 +158,7 @@ class Ingest:
                 org=org,
                 event_id=event.id or key,
                 arrived_at=message.arrived_at,
-                cards=self._services.rate_cards,
+                cards=self._services.prices(org),
                 limits=self._services.limits,
                 settings=self._services.org_settings(org),
             ).event

@@ -109,7 +109,7 @@ class Intake:
             org=org,
             event_id=event.id or services.new_id(),
             arrived_at=services.clock(),
-            cards=services.rate_cards,
+            cards=services.prices(org),
             limits=services.limits,
             settings=services.org_settings(org),
         )

@@ -4,14 +4,16 @@ import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
 
 from handlers.context import Limits
-from handlers.cost.price import PER, LineItem, Priced, price
+from handlers.cost.org_prices import Prices
+from handlers.cost.price import PER, LineItem, Priced, Quantities, price
 from handlers.cost.rate_card import RateCard
-from handlers.cost.resolve import RateCards, provider_key
+from handlers.cost.resolve import provider_key
 from handlers.org_settings import OrgSettings
 from handlers.tracker.counts import counts_of
 from handlers.tracker.normalise import Normalised
@@ -19,7 +21,9 @@ from schemas.errors import invalid
 from schemas.money import CALL_COST_NANOS_MAX, AmountError, parse_call_cost
 from schemas.usage import UsageEvent
 
-_FIELDS: Final = len(msgspec.structs.fields(UsageEvent))
+_FIELDS: Final = [field.name for field in msgspec.structs.fields(UsageEvent)].index("metadata") + 1
+# Appended by later releases: a retry of what an earlier one hashed must have the same hash, so only what is used counts.
+_LATER: Final = tuple(field.name for field in msgspec.structs.fields(UsageEvent)[_FIELDS:])
 _PACK: Final = msgspec.msgpack.Encoder(order="deterministic").encode
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 ORG_DEFAULTS: Final = OrgSettings()
@@ -79,9 +83,21 @@ class PricedEvent(msgspec.Struct, array_like=True, gc=False):
     metadata: str | None
     flags: list[str]
     payload_hash: bytes
+    # Appended, with defaults: what an earlier release stored in the stream must stay readable.
+    list_cost: int | None = None
+    other_counts: str | None = None
+    context_used: int | None = None
+    context_limit: int | None = None
 
 
-COLUMNS: Final = tuple(f.name for f in msgspec.structs.fields(PricedEvent) if f.name != "payload_hash")
+_NOT_STORED: Final = ("payload_hash",)
+COLUMNS: Final = tuple(f.name for f in msgspec.structs.fields(PricedEvent) if f.name not in _NOT_STORED)
+_COUNTS: Final = tuple(f.name for f in msgspec.structs.fields(Quantities) if f.name in COLUMNS)
+_OTHER_COUNTS: Final = tuple(f.name for f in msgspec.structs.fields(Quantities) if f.name not in COLUMNS)
+_NO_COUNTS: Final = Quantities()
+
+
+columns_of: Final = attrgetter(*COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +114,9 @@ def payload_hash(event: UsageEvent) -> bytes:
     """What tells a retry from another event under the same id: everything the sender said, however it was encoded."""
     try:
         packed = _PACK(msgspec.structs.astuple(event)[:_FIELDS])
+        later = {name: getattr(event, name) for name in _LATER if getattr(event, name)}
+        if later:
+            packed += _PACK(later)
     except (OverflowError, RecursionError):
         field = "usage" if event.metadata is None else "metadata"
         raise invalid("is nested too deeply, or holds a whole number beyond 64 bits", field=field) from None
@@ -110,7 +129,7 @@ def priced(
     org: str,
     event_id: str,
     arrived_at: datetime,
-    cards: RateCards,
+    cards: Prices,
     limits: Limits,
     settings: OrgSettings = ORG_DEFAULTS,
 ) -> Receipt:
@@ -121,7 +140,9 @@ def priced(
     timestamp = _time(event.timestamp, arrived_at, limits)
     found = counts_of(event)
     tier = event.service_tier or found.service_tier
-    card = cards.resolve(event.provider, event.model, timestamp, service_tier=tier, batch=event.batch)
+    card = cards.resolve(
+        event.provider, event.model, timestamp, service_tier=tier, batch=event.batch, region=event.region
+    )
     cost = price(card, found.quantities) if card is not None else None
     _check_bounds(event, limits)
     reported = _reported(event, found)
@@ -202,7 +223,23 @@ def _columns(
         _json(event.metadata),
         list(found.flags),
         payload_hash(event),
+        cost.list_cost_nanos if cost is not None else None,
+        _other_counts(used),
+        found.context_tokens,
+        None if card is None else card.context_window,
     )
+
+
+def quantities_of(event: PricedEvent) -> Quantities:
+    """What a stored event used, to price it again."""
+    other: dict[str, int] = msgspec.json.decode(event.other_counts) if event.other_counts else {}
+    return Quantities(**{name: getattr(event, name) for name in _COUNTS}, **other)
+
+
+def _other_counts(used: Quantities) -> str | None:
+    """The counts that have no column of their own, where there are any."""
+    found = {name: getattr(used, name) for name in _OTHER_COUNTS if getattr(used, name) != getattr(_NO_COUNTS, name)}
+    return msgspec.json.encode(found).decode() if found else None
 
 
 def believes(settings: OrgSettings, provider: str) -> bool:
@@ -252,9 +289,15 @@ def _size(value: dict[str, Any], field: str) -> int:
 
 
 def _line_items(items: tuple[LineItem, ...]) -> str:
-    """``[[kind, quantity, rate in nanos per million, cost in nanos], ...]``"""
-    parts = [f'["{i.kind}",{i.quantity},{_number(i.rate_nanos_per_million)},{_number(i.cost_nanos)}]' for i in items]
-    return "[" + ",".join(parts) + "]"
+    """``[[kind, quantity, rate in nanos per million, cost in nanos], ...]``; list rate and cost besides if they differ."""
+    return "[" + ",".join(map(_line_item, items)) + "]"
+
+
+def _line_item(item: LineItem) -> str:
+    text = f'["{item.kind}",{item.quantity},{_number(item.rate_nanos_per_million)},{_number(item.cost_nanos)}'
+    if item.list_cost_nanos is None:
+        return text + "]"
+    return f"{text},{_number(item.list_rate_nanos_per_million)},{item.list_cost_nanos}]"
 
 
 def _number(value: int | None) -> str:

@@ -120,12 +120,21 @@ def _record(row: dict[str, Any]) -> UsageRecord:
     return UsageRecord(**values)
 
 
-def _line_item(kind: str, quantity: int, rate: int | None, cost: int | None) -> UsageLineItem:
+def _line_item(
+    kind: str,
+    quantity: int,
+    rate: int | None,
+    cost: int | None,
+    list_rate: int | None = None,
+    list_cost: int | None = None,
+) -> UsageLineItem:
     return UsageLineItem(
         kind=kind,
         tokens=quantity,
         rate_per_million=None if rate is None else format_cost(rate),
         cost=None if cost is None else format_cost(cost),
+        list_rate_per_million=None if list_rate is None else format_cost(list_rate),
+        list_cost=None if list_cost is None else format_cost(list_cost),
     )
 
 

@@ -62,7 +62,7 @@ class _Sums:
     __slots__ = ("counts", "latency", "size")
 
     def __init__(self) -> None:
-        self.counts = [0] * 9
+        self.counts = [0] * 10
         self.latency = [0] * HISTOGRAM_BUCKETS
         self.size = [0] * HISTOGRAM_BUCKETS
 
@@ -75,6 +75,7 @@ class _Sums:
         counts[4] += event.cache_write_tokens
         counts[5] += event.reasoning_tokens
         counts[6] += event.cost or 0
+        counts[9] += (event.cost if event.list_cost is None else event.list_cost) or 0
         if event.latency_ms is not None:
             counts[7] += 1
             counts[8] += round(event.latency_ms * 1000)
