@@ -22,7 +22,7 @@ from schemas.money import CALL_COST_NANOS_MAX, AmountError, parse_call_cost
 from schemas.usage import UsageEvent
 
 _FIELDS: Final = [field.name for field in msgspec.structs.fields(UsageEvent)].index("metadata") + 1
-# Appended by later releases: a retry of what an earlier one hashed must have the same hash, so only what is used counts.
+# Appended by later releases. A retry of what an earlier one hashed must have the same hash: only what is used counts.
 _LATER: Final = tuple(field.name for field in msgspec.structs.fields(UsageEvent)[_FIELDS:])
 _PACK: Final = msgspec.msgpack.Encoder(order="deterministic").encode
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -289,7 +289,7 @@ def _size(value: dict[str, Any], field: str) -> int:
 
 
 def _line_items(items: tuple[LineItem, ...]) -> str:
-    """``[[kind, quantity, rate in nanos per million, cost in nanos], ...]``; list rate and cost besides if they differ."""
+    """``[[kind, quantity, rate in nanos per million, cost in nanos], ...]``, and list rate and cost if they differ."""
     return "[" + ",".join(map(_line_item, items)) + "]"
 
 
