@@ -12,7 +12,7 @@ STAMP_DEV := $(VENV)/.installed-requirements-dev
 LOCK := uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test check format bench replay contract lock clean
+.PHONY: help setup setup-dev run test check format bench cases replay contract lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ format: $(STAMP_DEV) ## Repair what ruff can repair
 
 bench: $(STAMP_DEV) ## Measure (ARGS=...)
 	$(PY) -m bench $(ARGS)
+
+cases: $(STAMP_DEV) ## Run the recorded cases of providers and other tools (ARGS="payloads cost")
+	$(PY) -m tests.cases $(ARGS)
 
 replay: $(STAMP_RUN) ## Replay recorded usage: TRACE=file [MODEL=gpt-4o] [ARGS=...]
 	@test -n "$(TRACE)" || { echo "say which file: make replay TRACE=file"; exit 2; }

@@ -13,13 +13,15 @@ from typing import Any
 
 import uvloop
 
-from agent import audit_file, console, nats_config
+from agent import audit_file, console, finance_commands, nats_config
 from agent.actor import TokenManagerAgent, WrongKey
 from agent.bus.client import ConnectFailed
 from agent.bus.streams import StreamConflict, StreamUnavailable
+from agent.counter import CounterError
 from agent.default_policies import BadPolicies
 from agent.embedded import DataDir, EmbeddedServerError
 from agent.logs import configure
+from agent.price_rules import BadPriceRules
 from agent.servers import Servers
 from agent.settings import Settings
 from handlers.cost.resolve import RateCards
@@ -29,6 +31,7 @@ from store.migrate import DatabaseUnreachable, MigrationError, migrate
 _log = logging.getLogger("agent")
 # What a person can mend: said in one line, without a traceback.
 EXPLAINED = (
+    CounterError,
     EmbeddedServerError,
     DatabaseUnreachable,
     MigrationError,
@@ -37,6 +40,7 @@ EXPLAINED = (
     ConnectFailed,
     WrongKey,
     BadPolicies,
+    BadPriceRules,
 )
 
 
@@ -51,6 +55,8 @@ def main() -> int:
         return uvloop.run(audit_file.export(data_dir=options.data_dir, url=options.url, after_seq=options.after_seq))
     if options.command == "audit verify":
         return audit_file.verify(options.file, head=options.head)
+    if options.command in finance_commands.COMMANDS:
+        return finance_commands.run(options)
     settings = _settings(options)
     if options.command == "nats-config":
         return uvloop.run(nats_config.print_config(settings, org=options.org))
@@ -140,6 +146,7 @@ def _parse() -> argparse.Namespace:
     request.set_defaults(command="request")
     audit = commands.add_parser("audit", help="export the audit trail, or check an exported file")
     _add_audit(audit.add_subparsers(required=True))
+    finance_commands.add(commands)
     config = commands.add_parser("nats-config", help="print the NATS server's configuration for the known users")
     config.add_argument("--org", help="only this org's account, to be included in accounts {}")
     config.add_argument(

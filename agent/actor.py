@@ -17,11 +17,13 @@ from agent.bus.client import BusClient, connect
 from agent.bus.service import Service, endpoint_of
 from agent.bus.settings import BusCredentials, BusSettings
 from agent.bus.stored import StoredPublisher
+from agent.counter import CounterSettings, WorkerCounter
 from agent.default_policies import for_new_orgs
 from agent.deliverer import Deliverer
 from agent.dispatch import BatchRoute, Dispatch, DispatchLimits
 from agent.ids import new_id
 from agent.ingest_loop import IngestLoop
+from agent.price_rules import read_price_rules
 from agent.relay import Relay
 from agent.routes import ROUTES
 from agent.schedules import Schedules
@@ -32,18 +34,25 @@ from handlers.alerts.couriers import Couriers, CourierSettings
 from handlers.alerts.watch import Watch
 from handlers.context import Services
 from handlers.cost.resolve import RateCards
+from handlers.counting import limits as model_limits
+from handlers.counting.requests import TokenCounting
+from handlers.currency import seed as exchange_seed
 from handlers.enforcer.admission import Admission
 from handlers.enforcer.overrides import expire_overrides
 from handlers.enforcer.sizing import refresh
 from handlers.enforcer.sweep import Applied, sweep
 from handlers.management.upgrade import upgrade_users
+from handlers.pricing.refresh import refresh_every_org
+from handlers.pricing.source import PriceSource, PriceSourceSettings
 from handlers.tracker.apply import Applier
 from handlers.tracker.ingest import Ingest
 from handlers.tracker.intake import Intake
 from handlers.vault import Vault
+from schemas.errors import SignalError
 from schemas.subjects import AGENT_REQUEST_PREFIX, REQUEST_PREFIX, USAGE_STREAM
 from signals import contract
 from signals.budget import CHECK_BUDGET
+from signals.tokens import COUNT_TOKENS
 from signals.usage import TRACK_USAGE
 from store import budgets as budget_store
 from store import installation, jobs, partitions
@@ -97,6 +106,16 @@ class TokenManagerAgent(BaseAgent):
             limits=settings.limits,
             instance=self.instance,
             public_url=settings.public_url,
+            price_source=PriceSource(
+                PriceSourceSettings(
+                    refresh=settings.prices_refresh,
+                    file=settings.prices_file,
+                    url=settings.prices_url,
+                    bytes_max=settings.prices_bytes_max,
+                    timeout_s=settings.prices_timeout_s,
+                )
+            ),
+            exchange_rates_file=settings.exchange_rates_file,
             couriers=Couriers(
                 CourierSettings(
                     threads_max=settings.delivery_threads_max,
@@ -106,9 +125,23 @@ class TokenManagerAgent(BaseAgent):
                 )
             ),
         )
+        if settings.price_rules_file is not None:
+            rate_cards.use_rules(read_price_rules(settings.price_rules_file))
         if settings.default_policies_file is not None:
             self.services.on_new_org = for_new_orgs(settings.default_policies_file)
         self._access = AccessControl(settings, self.services, database_url=database_url)
+        self._counter = WorkerCounter(
+            CounterSettings(
+                workers=settings.count_workers,
+                queue_jobs_max=settings.count_queue_jobs_max,
+                queue_bytes_max=settings.count_queue_bytes_max,
+                deadline_s=settings.count_deadline_s,
+                start_s=settings.count_start_s,
+                retry_wait_s=settings.retry_wait_s,
+                retry_wait_max_s=settings.retry_wait_max_s,
+            )
+        )
+        self.services.counter = self._counter
         self._clients: list[BusClient] = []
         self._ahead = timedelta(0)
 
@@ -122,7 +155,12 @@ class TokenManagerAgent(BaseAgent):
     async def _start(self) -> None:
         settings, services = self._settings, self.services
         opened = await asyncio.gather(
-            self._connect("requests"), self._connect("bulk"), self._database.open(), return_exceptions=True
+            self._connect("requests"),
+            self._connect("bulk"),
+            self._database.open(),
+            self._counter.start(),
+            asyncio.to_thread(model_limits.warm),
+            return_exceptions=True,
         )
         self._clients = [part for part in opened if isinstance(part, BusClient)]
         for part in opened:
@@ -131,6 +169,7 @@ class TokenManagerAgent(BaseAgent):
         await self._same_key()
         if renamed := await upgrade_users(services):
             _log.warning("the names of %d users of an earlier release became surrogates", renamed)
+        await exchange_seed.begin(services, days=settings.exchange_seed_days)
         await asyncio.gather(self._access.directory.open(), self._know_orgs())
         requests, bulk = self._clients
         stream_settings = streams.StreamSettings(
@@ -171,6 +210,7 @@ class TokenManagerAgent(BaseAgent):
             backoff=self._backoff(),
         )
         self._admission = Admission(services)
+        self._counting = TokenCounting(services)
         self._intake = Intake(services, applier)
         services.status = self._status
         services.contract = contract.document
@@ -212,6 +252,7 @@ class TokenManagerAgent(BaseAgent):
         routes = (
             BatchRoute(CHECK_BUDGET, self._admission.submit),
             BatchRoute(TRACK_USAGE, self._intake.submit),
+            BatchRoute(COUNT_TOKENS, self._counting.submit),
             *ROUTES,
         )
         prefix = REQUEST_PREFIX if self._single else f"{AGENT_REQUEST_PREFIX}.*"
@@ -253,6 +294,8 @@ class TokenManagerAgent(BaseAgent):
         self._run(self._every(settings.sizing_interval_s, self._refresh_sizing, self._backoff()), "sizing")
         self._run(self._every(settings.partition_interval_s, self._ensure_partitions, self._backoff()), "partitions")
         self._run(self._every(settings.watchdog_interval_s, self._look_after_servers, self._backoff()), "servers")
+        if settings.prices_refresh != "off" and settings.prices_interval_s:
+            self._run(self._every(settings.prices_interval_s, self._refresh_prices, self._backoff()), "prices")
         for client in self._clients:
             watch = self._watch(client, interval_s=settings.watchdog_interval_s, timeout_s=settings.watchdog_timeout_s)
             self._run(watch, "watchdog")
@@ -265,6 +308,7 @@ class TokenManagerAgent(BaseAgent):
         if answered:
             await self._admission.drain()
             await self._intake.drain()
+            await self._counting.drain()
         else:  # What hangs now may hang for long; nobody has been told that it was done.
             _log.error("%d requests were not answered in time", self._dispatch.open_requests)
         await self._ingest_loop.stop(timeout_s)
@@ -278,6 +322,7 @@ class TokenManagerAgent(BaseAgent):
                     await client.flush()
 
     async def _close(self) -> None:
+        await self._counter.stop()
         for client in self._clients:
             client.listeners.closed.clear()
             await client.close()
@@ -333,6 +378,23 @@ class TokenManagerAgent(BaseAgent):
         days = [today + timedelta(days=n) for n in range(self._settings.partition_days_ahead + 1)]
         await jobs.once_a_day(self._database, "partitions", today, self.instance, self._attach(days))
 
+    async def _refresh_prices(self) -> None:
+        """Public list prices for every org, once per interval, by whichever agent comes first."""
+        interval_s = self._settings.prices_interval_s
+        now = await self._read_clock()
+        planned_at = datetime.fromtimestamp(now.timestamp() // interval_s * interval_s, UTC)
+
+        async def work() -> str:
+            async with self._database.connection() as connection:
+                orgs = await budget_store.orgs(connection, self._settings.orgs_read_max)
+            try:
+                return await refresh_every_org(self.services, orgs)
+            except SignalError as error:  # What is wrong with the file or the mirror: the next time may be better.
+                _log.warning("prices were not refreshed: %s", error.message)
+                return f"{error.code}: {error.message}"
+
+        await jobs.once(self._database, "prices", planned_at, self.instance, work)
+
     def _attach(self, days: list[date]) -> Any:
         async def attach() -> str:
             created = await partitions.ensure(self._database, days)
@@ -365,7 +427,9 @@ class TokenManagerAgent(BaseAgent):
                 ("ingest", self._ingest_loop.problem is None, self._ingest_loop.problem),
                 ("outbox", self._relay.problem is None, self._relay.problem),
                 ("deliveries", self._deliverer.problem is None, self._deliverer.problem),
+                ("counter", self._counter.problem is None, self._counter.problem),
                 ("directory", self._access.directory.problem is None, self._access.directory.problem),
+                ("prices", self.services.snapshots.problem is None, self.services.snapshots.problem),
             ],
             "requests": {
                 name: {"requests": endpoint.stats.num_requests, "errors": endpoint.stats.num_errors}

@@ -28,3 +28,6 @@ def configure(level: str, style: str) -> None:
     root.handlers = [handler]
     root.setLevel(level.upper())
     logging.getLogger("nats").setLevel(logging.WARNING)
+    # They tell of every request, with its URL and what is secret in it.
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,11 +1,12 @@
 """Everything that can be set, from environment variables ``TOKEN_MANAGER_*``. Every bound has its unit in its name."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from handlers.alerts.webhook import shown_url
 from handlers.context import Limits
 from signals import ROLES
 
@@ -15,7 +16,9 @@ LocalUser = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 class Settings(BaseSettings):
     """One agent's settings. Nested ones are written ``TOKEN_MANAGER_LIMITS__CHECK_BATCH_MAX=128``."""
 
-    model_config = SettingsConfigDict(env_prefix="TOKEN_MANAGER_", env_nested_delimiter="__", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="TOKEN_MANAGER_", env_nested_delimiter="__", extra="ignore", hide_input_in_errors=True
+    )
 
     nats_url: str | None = Field(None, description="A real NATS server; unset: a private one is started")
     nats_credentials_file: Path | None = Field(None, description="Credentials of the agent's user")
@@ -102,12 +105,56 @@ class Settings(BaseSettings):
         30.0, gt=0, description="How often the use of API keys is noted and old nonces are removed"
     )
     access_tidy_nonces_max: int = Field(10_000, ge=1, description="Old nonces removed each time")
+    count_workers: int = Field(
+        1, ge=1, le=64, description="Processes that count tokens; of several one takes large texts"
+    )
+    count_queue_jobs_max: int = Field(
+        4_096, ge=1, description="Texts that may wait to be counted; others are estimated"
+    )
+    count_queue_bytes_max: int = Field(64 * 1024**2, ge=1024, description="Bytes of texts that may wait to be counted")
+    count_deadline_s: float = Field(2.0, gt=0, description="What is not counted by then is estimated")
+    count_start_s: float = Field(30.0, gt=0, description="How long a start waits for vocabularies")
     schedule_interval_s: float = Field(1.0, gt=0, description="How often schedules that are due are looked for")
     schedule_batch_max: int = Field(20, ge=1, description="Schedules run each time, one after the other")
     default_policies_file: Path | None = Field(
         None, description="YAML policies (docs/policies.md) that a new org begins with; unset: none"
     )
+    price_rules_file: Path | None = Field(
+        None, description="YAML or JSON list of price rules (docs/pricing.md) for every org of this agent; unset: none"
+    )
+    prices_refresh: Literal["off", "file", "url"] = Field(
+        "off", description="Where refresh_prices reads public list prices: prices_file, prices_url, or nowhere"
+    )
+    prices_file: Path | None = Field(None, description="A price file in genai-prices' format (data.json, version 2)")
+    prices_url: str | None = Field(None, description="The same on a mirror; redirects are not followed")
+    prices_bytes_max: int = Field(16 * 1024**2, ge=1024, description="The largest price file that is read, unpacked")
+    prices_timeout_s: float = Field(20.0, gt=0, description="Reading a price file altogether")
+    prices_interval_s: float = Field(
+        0.0,
+        ge=0,
+        description="How often prices are refreshed by themselves, unless they are suspicious; 0: on request only",
+    )
+    exchange_seed_days: int = Field(
+        1_100, ge=0, description="Days of the bundled exchange rates that a new database begins with; 0: none"
+    )
+    exchange_rates_file: Path | None = Field(
+        None, description="A CSV table of the European Central Bank (or its zip) with rates for every org; unset: none"
+    )
     limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _refreshable(self) -> Self:
+        """Where prices come from must be said together with that they do."""
+        if self.prices_refresh == "file" and self.prices_file is None:
+            raise ValueError("prices_refresh is file: set prices_file")
+        if self.prices_refresh == "url":
+            if self.prices_url is None:
+                raise ValueError("prices_refresh is url: set prices_url")
+            try:
+                shown_url(self.prices_url)
+            except ValueError as error:
+                raise ValueError(f"prices_url {error}") from None
+        return self
 
     def roles_of(self, org: str, user: str | None) -> frozenset[str]:
         """What a caller may do."""

@@ -12,14 +12,22 @@ from pathlib import Path
 
 import uvloop
 
-from bench import budgets, ingest, latency, reserve, startup
+from bench import budgets, counting, ingest, latency, pricing, reserve, startup
 from bench.figures import machine
 from bench.profile import profile
 from bench.replay.service import ROOT
 from bench.sizes import FULL, QUICK, Sizes
 from bench.stand import BenchError, temporary_folder
 
-NUMBERS = {1: latency.measure, 2: reserve.measure, 4: ingest.measure, 8: startup.measure, 10: budgets.measure}
+NUMBERS = {
+    1: latency.measure,
+    2: reserve.measure,
+    4: ingest.measure,
+    8: startup.measure,
+    10: budgets.measure,
+    11: pricing.measure,
+    12: counting.measure,
+}
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 TITLE = "# Benchmarks\n\nWhat `make bench ARGS=--write` measured last; it replaces everything between the markers.\n"
@@ -74,7 +82,7 @@ def _write(text: str) -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", type=_numbers, metavar="1,2,4,8,10", help="which numbers; default: all")
+    parser.add_argument("--only", type=_numbers, metavar="1,2,4,8,10,11,12", help="which numbers; default: all")
     parser.add_argument("--quick", action="store_true", help="short runs: rougher figures, less than two minutes")
     parser.add_argument("--write", action="store_true", help="put the section into docs/benchmarks.md")
     parser.add_argument("--profile", action="store_true", help="where the agent's time goes, for numbers 2 and 4")

@@ -5,12 +5,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 from handlers.alerts.couriers import Couriers
 from handlers.alerts.rulebook import RuleBook
+from handlers.alerts.threads import Threads
 from handlers.cost.org_prices import OrgPrices
 from handlers.cost.resolve import RateCards
+from handlers.counting.counter import Counter, InlineCounter
+from handlers.counting.limits import NO_ORG_LIMITS, OrgLimits
+from handlers.currency.exchange import Books, Exchange
 from handlers.enforcer.beliefs import Beliefs
 from handlers.enforcer.catalogue import Catalogue, Catalogues
 from handlers.enforcer.histograms import Histograms
@@ -18,10 +23,12 @@ from handlers.enforcer.tally import Tally
 from handlers.enforcer.windows import WindowIndex
 from handlers.identities import Identities
 from handlers.org_settings import OrgSettings
+from handlers.pricing.snapshots import Snapshots
+from handlers.pricing.source import PriceSource, PriceSourceSettings
 from handlers.vault import Vault
 from schemas.errors import SignalError
 from store import budgets as budget_store
-from store.pool import Database
+from store.pool import Connection, Database
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +58,7 @@ class Limits:
     timestamp_future_max_s: int = 300
     unreserved_age_max_days: int = 35
     metadata_bytes_max: int = 16_384
+    usage_bytes_max: int = 262_144
     tags_max: int = 64
     window_cache_max: int = 200_000
     match_cache_max: int = 50_000
@@ -89,6 +97,51 @@ class Limits:
     identity_keep_s: float = 30.0
     identity_unknown_keep_s: float = 1.0
     redact_batch_max: int = 200
+    price_rules_max: int = 2_000
+    model_aliases_max: int = 5_000
+    price_preview_days: int = 30
+    price_preview_days_max: int = 366
+    price_preview_events_max: int = 200_000
+    price_preview_chunk_max: int = 500
+    price_preview_rows_max: int = 200
+    price_preview_time_s: float = 15.0
+    price_used_days: int = 30
+    price_used_models_max: int = 2_000
+    price_move_percent_max: int = 25
+    price_changes_shown_max: int = 200
+    price_snapshots_max: int = 8
+    adjust_batch_max: int = 200
+    adjustments_per_event_max: int = 100
+    reprice_scan_max: int = 5_000
+    reprice_time_s: float = 15.0
+    reprice_models_max: int = 100
+    reprice_ids_max: int = 20
+    exchange_stale_days: int = 7
+    exchange_rates_max: int = 50_000
+    exchange_request_rates_max: int = 20_000
+    exchange_orgs_max: int = 1_000
+    exchange_cache_max: int = 10_000
+    exchange_move_percent: int = 10
+    exchange_file_bytes_max: int = 20_000_000
+    export_windows_max: int = 200
+    bill_lines_max: int = 200_000
+    bills_max: int = 10_000
+    bill_models_max: int = 1_000
+    bill_rows_max: int = 50_000
+    price_history_days: int = 400
+    count_exact_chars_max: int = 4_000_000
+    count_requests_max: int = 4_096
+    model_limits_max: int = 1_000
+    allocation_rows_max: int = 20_000
+    invoice_lines_max: int = 20_000
+    invoice_corrected_max: int = 400
+    invoice_rates_max: int = 200
+    invoice_subtotals_max: int = 200
+    invoice_rates_requests_max: int = 500_000
+    invoice_part_bytes_max: int = 480_000
+    invoice_pdf_lines_max: int = 5_000
+    finance_threads_max: int = 2
+    finance_timeout_s: float = 20.0
     on_unpriced: str = "flag"
 
 
@@ -156,11 +209,42 @@ class Services:
     delivery_ready: asyncio.Event = field(default_factory=asyncio.Event)
     couriers: Couriers = field(default_factory=Couriers)
     public_url: str | None = None
+    # The operator's table of exchange rates for every org.
+    exchange_rates_file: Path | None = None
+    price_source: PriceSource = field(default_factory=lambda: PriceSource(PriceSourceSettings()))
     sink: UsageSink | None = None
+    counter: Counter = field(default_factory=InlineCounter)
     status: Callable[[], Awaitable[dict[str, Any]]] | None = None
     contract: Callable[[], dict[str, Any]] = dict
     # What an org is given before its catalogue is first read, if nobody has changed it yet.
     on_new_org: "Callable[[Services, str], Awaitable[None]] | None" = None
+
+    def __post_init__(self) -> None:
+        self.catalogues.books = self.books
+        self.catalogues.price_history_days = self.limits.price_history_days
+        self.catalogues.snapshots = self.snapshots
+
+    @cached_property
+    def books(self) -> Books:
+        """The exchange rates of every org, as far as this agent knows them."""
+        limits = self.limits
+        return Books(
+            today=lambda: self.clock().date(),
+            stale_days=limits.exchange_stale_days,
+            limit=limits.exchange_orgs_max,
+            cache_max=limits.exchange_cache_max,
+        )
+
+    @cached_property
+    def snapshots(self) -> Snapshots:
+        """The public list prices that orgs use."""
+        limit = self.limits.price_snapshots_max
+        return Snapshots(self.rate_cards, today=lambda: self.clock().date(), limit=limit)
+
+    @cached_property
+    def finance_threads(self) -> Threads:
+        """Where pages are set and much is split, away from the loop."""
+        return Threads(self.limits.finance_threads_max)
 
     @cached_property
     def identities(self) -> Identities:
@@ -192,10 +276,43 @@ class Services:
 
     def prices(self, org: str) -> OrgPrices:
         """An org's prices as far as this agent knows them; ledger transactions know the present ones."""
-        found = self.priced.get(org)
-        if found is None:
-            found = self.priced[org] = OrgPrices(self.rate_cards)
+        known = self.catalogues.known(org)
+        return self.every_orgs_prices if known is None else self.prices_of(known)
+
+    def prices_of(self, catalogue: Catalogue) -> OrgPrices:
+        """An org's prices as of a catalogue."""
+        found = self.priced.get(catalogue.org)
+        if found is None or found.book is not catalogue.book:
+            if len(self.priced) >= self.catalogues.limit:
+                self.priced.clear()
+            found = self.priced[catalogue.org] = OrgPrices(catalogue.cards or self.rate_cards, catalogue.book)
         return found
+
+    def on_unpriced(self, catalogue: Catalogue | None) -> str:
+        """What a check without a price comes to: as the org has decided, else as the agent's settings say."""
+        default = self.limits.on_unpriced
+        return default if catalogue is None else str(catalogue.settings.get("on_unpriced", default))
+
+    @cached_property
+    def every_orgs_prices(self) -> OrgPrices:
+        """The prices of an org that has none of its own, or is not known here yet."""
+        return OrgPrices(self.rate_cards)
+
+    async def exchange(self, org: str) -> Exchange:
+        """An org's exchange rates, its own and those of every org, as they are now."""
+        async with self.database.connection() as connection:
+            return await self.books.refresh(connection, org)
+
+    def model_limits(self, org: str) -> OrgLimits:
+        """What an org has set for its models, as far as this agent knows it."""
+        known = self.catalogues.known(org)
+        return NO_ORG_LIMITS if known is None else known.model_limits
+
+    async def reporting(self, connection: Connection, org: str) -> tuple[Exchange, str]:
+        """An org's exchange rates and the currency it reports in, both as they are now on any agent."""
+        exchange = await self.books.refresh(connection, org)
+        settings = OrgSettings.of(await budget_store.load_settings(connection, org))
+        return exchange, settings.currency
 
     def index(self, org: str) -> WindowIndex:
         """The window ids this agent knows of an org."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from .base import Amount, Name, Reply, Request, Text, Time
+from .base import Amount, Currency, Name, Reply, Request, Text, Time
 from .budget import BudgetFilters, BudgetType, Rate
 
 AlertLevel = Literal["info", "warning", "critical", "exceeded"]
@@ -37,11 +37,13 @@ class AlertParameters(Request, frozen=True, kw_only=True, forbid_unknown_fields=
     ``threshold``: ``percents`` (those of the budget that matter; left out: all). ``hourly_rate``: ``limit`` in
     ``unit``, reached within 60 minutes. ``absolute_tokens``: ``limit`` tokens since the start of ``period`` in
     ``timezone``. ``request_cost``: ``limit``, exceeded by one call. ``pacing``: ``min_elapsed_percent`` of the window
-    must have passed (10).
+    must have passed (10). A ``limit`` of cost is in ``currency``, left out: the org's; costs in others are converted,
+    and those without an exchange rate do not count.
     """
 
     percents: Annotated[list[RulePercent], Meta(min_length=1, max_length=20)] | None = None
     limit: Amount | None = None
+    currency: Currency | None = None
     unit: Literal["cost", "tokens"] | None = None
     period: Literal["daily", "weekly", "monthly", "yearly"] | None = None
     timezone: Name | None = None

@@ -6,6 +6,8 @@ import msgspec
 from msgspec import Meta
 
 from .base import Amount, Attribution, Currency, Name, Reply, Request, Text, Time, Tokens
+from .exchange import ExchangeRate
+from .tokens import ContextUse, RawText, TokenCount
 
 BudgetType = Literal[
     "global",
@@ -25,14 +27,16 @@ Enforcement = Literal["block", "throttle", "downgrade", "warn", "shadow"]
 OnExpiry = Literal["release", "settle"]
 # What a budget does to a call that does not fit now.
 Effect = Literal["blocks", "downgrades", "throttles", "warns", "records", "nothing"]
-OnUnpriced = Literal["reject", "flag"]
 ReservationStatus = Literal["live", "settled", "released", "expired"]
 Ttl = Annotated[int, Meta(ge=1, le=86_400, description="Seconds.")]
 Percent = Annotated[int, Meta(ge=0, le=1000)]
 
 
 class CheckBudget(Attribution, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """May this call be made? With ``reserve`` the approved amount is set aside in every matching window."""
+    """May this call be made? With ``reserve`` the approved amount is set aside in every matching window.
+
+    Without ``prompt_tokens`` the texts are counted: ``prompt`` or ``messages``, and ``tools``.
+    """
 
     provider: Name | None = None
     model: Name | None = None
@@ -41,13 +45,16 @@ class CheckBudget(Attribution, frozen=True, kw_only=True, forbid_unknown_fields=
     max_completion_tokens: Tokens | None = None
     estimated_cost: Amount | None = None
     currency: Currency = "USD"
-    prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    prompt: RawText = msgspec.UNSET
+    messages: RawText = msgspec.UNSET
+    tools: RawText = msgspec.UNSET
+    tool_choice: RawText = msgspec.UNSET
     service_tier: Name | None = None
     batch: bool = False
     reserve: bool = True
     ttl_s: Ttl | None = None
     sizing: Literal["worst", "learned"] | None = None
+    region: Name | None = None
 
 
 class BudgetWindow(Reply, frozen=True, kw_only=True):
@@ -78,7 +85,10 @@ class DenialReason(Reply, frozen=True, kw_only=True):
         "budget_exceeded",
         "throttled",
         "unpriced",
+        "no_exchange_rate",
         "context_window_exceeded",
+        "input_limit_exceeded",
+        "output_limit_exceeded",
         "kill_switch",
         "missing_attribution",
         "attribution_mismatch",
@@ -97,6 +107,7 @@ class Alternative(Reply, frozen=True, kw_only=True):
     max_completion_tokens: int
     estimated_cost: str
     kind: Literal["smaller", "preferred", "fallback"] = "smaller"
+    currency: str = "USD"
 
 
 class BudgetDecision(Reply, frozen=True, kw_only=True):
@@ -113,6 +124,8 @@ class BudgetDecision(Reply, frozen=True, kw_only=True):
     reason: DenialReason | None = None
     retry_after_s: int | None = None
     alternatives: list[Alternative] = []
+    context: ContextUse | None = None
+    count: TokenCount | None = None
 
 
 class ReleaseReservation(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,7 +135,10 @@ class ReleaseReservation(Request, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class ExtendReservation(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Keep a reservation longer, optionally with a new estimate; decided like a check, all or nothing."""
+    """Keep a reservation longer, optionally with a new estimate; decided like a check, all or nothing.
+
+    The size of a new prompt is stated, or its texts are counted.
+    """
 
     reservation_id: Name
     ttl_s: Ttl
@@ -130,7 +146,12 @@ class ExtendReservation(Request, frozen=True, kw_only=True, forbid_unknown_field
     model: Name | None = None
     prompt_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
+    prompt: RawText = msgspec.UNSET
+    messages: RawText = msgspec.UNSET
+    tools: RawText = msgspec.UNSET
+    tool_choice: RawText = msgspec.UNSET
     estimated_cost: Amount | None = None
+    currency: Annotated[Currency, Meta(description="Of estimated_cost; left out: the reservation's.")] | None = None
 
 
 class ReservationReply(Reply, frozen=True, kw_only=True):
@@ -163,11 +184,12 @@ class OverridePolicy(Request, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Rate(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The rate at which calls go on once a throttled budget is used up."""
+    """The rate at which calls go on once a throttled budget is used up; of cost in ``currency``, else the budget's."""
 
     limit: Amount
     unit: Unit = "requests"
     period: Literal["minute", "hourly"] = "minute"
+    currency: Currency | None = None
 
 
 class BudgetFilters(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -292,7 +314,8 @@ class AppliedBudget(Reply, frozen=True, kw_only=True):
     """A budget, one of its windows, why it applies, and what it does to a call that does not fit.
 
     ``gate_id``: a throttle goes on at the rate of that budget, or is the rate beyond that budget. ``raised`` is by how
-    much overrides raise the limit now.
+    much overrides raise the limit now. ``exchange_rates`` are those at which this window converts costs in dollars and
+    in the org's own currency as long as it lasts; ``stale`` says whether they were old when it began.
     """
 
     budget: Budget
@@ -302,6 +325,7 @@ class AppliedBudget(Reply, frozen=True, kw_only=True):
     effect_text: str
     gate_id: str | None = None
     raised: str = "0"
+    exchange_rates: list[ExchangeRate] = []
 
 
 class NotApplied(Reply, frozen=True, kw_only=True):

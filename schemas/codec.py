@@ -13,7 +13,7 @@ from .errors import SignalError, invalid
 
 T = TypeVar("T")
 
-_AT: Final = re.compile(r" - at `(.+)`$")
+_AT: Final = re.compile(r" - at `(?:key` in `)?(.+)`$")
 _UNKNOWN: Final = re.compile(r"unknown field `(.+?)`", re.DOTALL)
 _MISSING: Final = re.compile(r"missing required field `(.+?)`")
 _BYTE: Final = re.compile(r"\(byte (\d+)\)")
@@ -91,6 +91,8 @@ def _explain(request: type[Any], text: str) -> SignalError:
         name = named[1]
         field = f"{path}.{name}" if path else name
         if "unknown" in message:
+            if told := getattr(request, "NOT_FIELDS", {}).get(name):
+                return invalid(told, field=field)
             near = _nearest(request, name)
             hint = f"; did you mean `{near}`?" if near else ""
             return invalid(f"unknown field `{name[:NAME_CHARS_MAX]}`{hint}", field=field)

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from .base import Reply, Request, Time
+from .exchange import ExchangeRate
 
 
 class GetStatus(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,8 +34,16 @@ class ReservationCounts(Reply, frozen=True, kw_only=True):
     oldest_expires_at: Time | None
 
 
+class ReconciledCurrency(Reply, frozen=True, kw_only=True):
+    """Costs in one currency: of events with their adjustments, and of rollups."""
+
+    currency: str
+    event_cost: str
+    rollup_cost: str
+
+
 class Reconciliation(Reply, frozen=True, kw_only=True):
-    """Sums that must be equal. Amounts are in each unit's own measure, cost in USD."""
+    """Sums that must be equal. Those of events include adjustments. Cost is in USD; ``currencies`` has every one."""
 
     ok: bool
     events: int
@@ -48,6 +57,8 @@ class Reconciliation(Reply, frozen=True, kw_only=True):
     windows_differing: int
     reserved: str
     live_held: str
+    adjustments: int = 0
+    currencies: list[ReconciledCurrency] = []
 
 
 class Part(Reply, frozen=True, kw_only=True):
@@ -66,11 +77,12 @@ class DecisionCount(Reply, frozen=True, kw_only=True):
 
 
 class NeverSettled(Reply, frozen=True, kw_only=True):
-    """Reservations of one caller (``name``) that expired: nobody said what their calls took."""
+    """Reservations of one caller (``name``) that expired: nobody said what their calls took; at most ``cost``."""
 
     name: str
     count: int
     cost: str
+    currency: str = "USD"
 
 
 class OverrunCause(Reply, frozen=True, kw_only=True):
@@ -81,10 +93,15 @@ class OverrunCause(Reply, frozen=True, kw_only=True):
     unit: str
     amount: str
     charges: int
+    currency: str | None = None
 
 
 class Compliance(Reply, frozen=True, kw_only=True):
-    """How well the org asks first, since a day. Percentages are null where there was nothing to share."""
+    """How well the org asks first, since a day. Percentages are null where there was nothing to share.
+
+    Costs are in the org's own currency, those in others converted at ``rates``; ``missing_rates`` are the pairs without
+    one, whose costs are left out.
+    """
 
     since: Time
     requests: int
@@ -96,6 +113,8 @@ class Compliance(Reply, frozen=True, kw_only=True):
     decisions: list[DecisionCount]
     never_settled: list[NeverSettled]
     overrun: list[OverrunCause]
+    rates: list[ExchangeRate] = []
+    missing_rates: list[str] = []
 
 
 class Status(Reply, frozen=True, kw_only=True):

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from .base import Count, Name, Reply, Request, Text
+from .base import Amount, Count, Currency, Name, Reply, Request, Text
+from .pricing import RateKind
 
 AttributionField = Literal[
     "user_id",
@@ -18,8 +19,26 @@ AttributionField = Literal[
     "cost_center",
 ]
 OnUnpriced = Annotated[
-    Literal["reject", "flag"],
-    Meta(description="A call without a price that a blocking cost budget covers: denied, or approved and flagged."),
+    Literal["reject", "estimate", "flag"],
+    Meta(
+        description="A check without a price that a blocking cost budget covers: denied; reserved at the dearest known "
+        "rates of its provider (else at unpriced_rates, else denied); or approved and flagged. Usage is always kept."
+    ),
+]
+UnpricedRates = Annotated[
+    dict[RateKind, Amount],
+    Meta(
+        max_length=20,
+        description="on_unpriced estimate: USD per million of calls at providers none of whose prices is known.",
+    ),
+]
+ReportingCurrency = Annotated[
+    Currency,
+    Meta(description="What sums over several currencies are told in. Budgets have their own."),
+]
+SelfHostedProviders = Annotated[
+    tuple[Name, ...],
+    Meta(max_length=100, description="Providers whose calls cost nothing where no price rule says otherwise."),
 ]
 RequiredAttribution = Annotated[
     tuple[AttributionField, ...],
@@ -62,6 +81,20 @@ ShareCapPercent = Annotated[
     int,
     Meta(ge=1, le=100, description="Learned: the most one reservation leaves unreserved of any blocking limit."),
 ]
+InvoiceIssuer = Annotated[
+    str,
+    Meta(
+        max_length=2_048, description="Who issues the org's invoices: name, address, tax number; lines as they stand."
+    ),
+]
+
+
+CompletionTokensDefault = Annotated[
+    int,
+    Meta(
+        ge=1, le=10_000_000, description="What a check without max_completion_tokens reserves, if the model gives it."
+    ),
+]
 
 
 class Sizing(Reply, frozen=True, kw_only=True):
@@ -91,9 +124,14 @@ class OrgConfiguration(Reply, frozen=True, kw_only=True):
     entity_windows_per_hour_max: EntityWindowsPerHour = 100_000
     pressure_percent: PressurePercent = 80
     sizing: Sizing = Sizing()
+    completion_tokens_default: CompletionTokensDefault = 4_096
     user_names: UserNames = "keep"
     reported_cost: ReportedCost = "listed"
     reported_cost_providers: ReportedCostProviders = ()
+    invoice_issuer: InvoiceIssuer = ""
+    unpriced_rates: UnpricedRates = {}
+    self_hosted_providers: SelfHostedProviders = ()
+    currency: ReportingCurrency = "USD"
 
 
 class ConfigureManager(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,9 +143,14 @@ class ConfigureManager(Request, frozen=True, kw_only=True, forbid_unknown_fields
     entity_windows_per_hour_max: EntityWindowsPerHour | UnsetType = UNSET
     pressure_percent: PressurePercent | UnsetType = UNSET
     sizing: SizingChange | UnsetType = UNSET
+    completion_tokens_default: CompletionTokensDefault | UnsetType = UNSET
     user_names: UserNames | UnsetType = UNSET
     reported_cost: ReportedCost | UnsetType = UNSET
     reported_cost_providers: ReportedCostProviders | UnsetType = UNSET
+    invoice_issuer: InvoiceIssuer | UnsetType = UNSET
+    unpriced_rates: UnpricedRates | UnsetType = UNSET
+    self_hosted_providers: SelfHostedProviders | UnsetType = UNSET
+    currency: ReportingCurrency | UnsetType = UNSET
     reason: Text | None = None
 
 

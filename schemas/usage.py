@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from .base import Amount, Attribution, Count, Currency, Name, Reply, Request, Text, Time, Tokens
+from .exchange import ExchangeRate
 
 EVENTS_MAX = 1_000
 
@@ -30,6 +31,13 @@ Dimension = Literal[
 ]
 
 
+# A provider's usage object, a response that holds one, or the events of a stream in the order in which they came.
+RawUsage = Annotated[
+    dict[str, Any] | list[dict[str, Any]],
+    Meta(description="A provider's usage object, a response with one, or a stream's events in order."),
+]
+
+
 class UsageEvent(Attribution, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One LLM call. Prompt and completion tokens are inclusive totals; the other counts are contained in them."""
 
@@ -51,7 +59,7 @@ class UsageEvent(Attribution, frozen=True, kw_only=True, forbid_unknown_fields=T
     region: Name | None = None
     batch: bool = False
     count_method: CountMethod = "reported"
-    usage: dict[str, Any] | None = None
+    usage: RawUsage | None = None
     api: Name | None = None
     reported_cost: Amount | None = None
     currency: Currency = "USD"
@@ -164,7 +172,9 @@ class UsageLineItem(Reply, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class UsageRecord(Reply, frozen=True, kw_only=True):
-    """A stored event as it was applied."""
+    """A stored event as it was applied, and what it stands for since: ``cost`` is its own for ever, ``standing_cost``
+    (0 where it is void) what it counts for after its ``adjustments``.
+    """
 
     id: str
     timestamp: Time
@@ -202,6 +212,14 @@ class UsageRecord(Reply, frozen=True, kw_only=True):
     latency_ms: float | None = None
     charged_budgets: int = 0
     flags: list[str] = []
+    context_used: int | None = None
+    context_limit: int | None = None
+    context_utilisation_percent: float | None = None
+    adjusted: bool = False
+    adjustments: int = 0
+    void: bool = False
+    standing_cost: str | None = None
+    standing_currency: str = "USD"
 
 
 class UsagePage(Reply, frozen=True, kw_only=True):
@@ -224,7 +242,9 @@ class AggregateUsage(Request, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class UsageRow(Reply, frozen=True, kw_only=True):
-    """Sums of one window and group."""
+    """Sums of one window and group. ``cost`` is in the org's own currency; where others are in it, ``costs`` are the
+    exact sums of each.
+    """
 
     window: str
     group: dict[str, str | None]
@@ -241,15 +261,22 @@ class UsageRow(Reply, frozen=True, kw_only=True):
     cost: str
     currency: str
     latency_ms_mean: float | None = None
+    costs: dict[str, str] = {}
 
 
 class UsageSums(Reply, frozen=True, kw_only=True):
-    """``truncated`` says that rows beyond ``limit`` were left out; ``totals`` always cover everything."""
+    """``truncated`` says that rows beyond ``limit`` were left out; ``totals`` always cover everything.
+
+    Costs in other currencies than the org's are converted at ``rates``, those of the last day asked about; what has no
+    rate is only in ``costs``, and ``missing_rates`` names the pairs.
+    """
 
     rows: list[UsageRow]
     totals: UsageRow
     truncated: bool = False
     source: Literal["rollups", "events"] = "rollups"
+    rates: list[ExchangeRate] = []
+    missing_rates: list[str] = []
 
 
 class ListDeadLetters(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from schemas import CONTRACT_VERSION, usage
+from schemas import CONTRACT_VERSION, tokens, usage
 from schemas.base import CloudEvent
 from schemas.errors import STATUS, ErrorReply
 from schemas.subjects import USAGE_PREFIX
@@ -36,6 +36,9 @@ ALTERNATIVES: Final[dict[str, tuple[tuple[type, ...], tuple[type, ...]]]] = {
 
 DECODED_APART: Final[dict[tuple[str, str], type]] = {("TrackUsageBatch", "events"): usage.UsageEvent}
 """Lists whose items are kept raw by their struct, so that one bad item is its own error; and what an item must be."""
+
+TEXTS: Final[dict[str, Any]] = msgspec.json.schema_components((tokens.Texts,))[1]["Texts"]["properties"]
+"""Fields that structs keep raw, so that a large text delays nobody else; and what each must be."""
 
 Json = dict[str, Any]
 
@@ -310,6 +313,10 @@ def _define(components: dict[str, Any], template: str) -> Json:
     for (name, key), kind in DECODED_APART.items():
         if name in components:
             components[name]["properties"][key]["items"] = {"$ref": template.format(name=kind.__name__)}
+    for component in components.values():
+        for key, found in component.get("properties", {}).items():
+            if not found and key in TEXTS:
+                component["properties"][key] = TEXTS[key]
     return {name: _tidy(components[name]) for name in sorted(components)}
 
 

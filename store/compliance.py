@@ -17,6 +17,7 @@ class Unsettled:
     caller: str
     count: int
     cost: int
+    currency: str
 
 
 async def count_decisions(connection: Connection, counts: Mapping[tuple[str, str], int]) -> None:
@@ -27,7 +28,7 @@ async def count_decisions(connection: Connection, counts: Mapping[tuple[str, str
 
 async def count_unsettled(connection: Connection, org: str, at: datetime, rows: Sequence[Unsettled]) -> None:
     """Add reservations that expired at ``at``."""
-    columns = [r.caller for r in rows], [r.count for r in rows], [r.cost for r in rows]
+    columns = [r.caller for r in rows], [r.count for r in rows], [r.cost for r in rows], [r.currency for r in rows]
     await connection.execute(_SQL["count_unsettled"], org, at, *columns)
 
 
@@ -37,7 +38,7 @@ async def decisions(connection: Connection, org: str, since: date) -> dict[str, 
 
 
 async def unsettled(connection: Connection, org: str, since: date, limit: int) -> list[Unsettled]:
-    """Expired reservations since a day (UTC), the callers with the most first."""
+    """Expired reservations since a day (UTC) of the ``limit`` callers with the most, by caller and currency."""
     return [Unsettled(*record) for record in await connection.fetch(_SQL["unsettled"], org, since, limit)]
 
 

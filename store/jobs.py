@@ -12,11 +12,17 @@ _SQL = queries("jobs")
 async def once_a_day(
     database: Database, job: str, day: date, instance: str, work: Callable[[], Awaitable[str]]
 ) -> bool:
-    """Run ``work`` unless some agent has finished it for ``day``; returns whether this one did.
+    """Run ``work`` unless some agent has finished it for ``day``; returns whether this one did."""
+    return await once(database, job, datetime(day.year, day.month, day.day, tzinfo=UTC), instance, work)
 
-    The row is held locked meanwhile, so a second agent waits or finds it done; an agent that dies leaves it undone.
+
+async def once(
+    database: Database, job: str, planned_at: datetime, instance: str, work: Callable[[], Awaitable[str]]
+) -> bool:
+    """Run ``work`` unless some agent has finished it for that time; returns whether this one did.
+
+    The row is held locked meanwhile, so a second agent finds it busy or done; an agent that dies leaves it undone.
     """
-    planned_at = datetime(day.year, day.month, day.day, tzinfo=UTC)
     async with database.transaction() as connection:
         await plan(connection, job, planned_at, instance)
         if not await lock(connection, job, planned_at):

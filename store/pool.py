@@ -103,6 +103,15 @@ class Database:
         async with self.connection() as connection, connection.transaction():
             yield connection
 
+    @contextlib.asynccontextmanager
+    async def snapshot(self) -> AsyncGenerator[Connection]:
+        """Borrow a connection that only reads, and sees all of its reads as of one moment."""
+        async with (
+            self.connection() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            yield connection
+
     async def fetch(self, query: str, *args: Any) -> list[asyncpg.Record]:
         """Rows of one statement outside a transaction."""
         async with self.connection() as connection:

@@ -1,6 +1,8 @@
 """Sums that must be equal, recomputed from the rows they stand for, in one snapshot."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from store.pool import Database
 from store.sql import queries
@@ -9,14 +11,29 @@ _SQL = queries("reconcile")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recomputed:
-    """Costs in nanos. The four sums of windows cover cost budgets; the two counts cover the windows of every unit."""
+class Counted:
+    """Sums in one currency: of events and adjustments, or of rollups. Costs in nanos."""
 
+    currency: str
     events: int
-    event_cost: int
-    event_tokens: int
-    rollup_cost: int
-    rollup_tokens: int
+    adjustments: int
+    requests: int
+    tokens: int
+    cost: int
+    list_cost: int
+
+    @property
+    def sums(self) -> tuple[int, int, int, int]:
+        """What must be the same in both."""
+        return self.requests, self.tokens, self.cost, self.list_cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recomputed:
+    """Sums by currency. The four sums of windows cover cost budgets in USD, the two counts the windows of all."""
+
+    counted: dict[str, Counted]
+    rolled: dict[str, Counted]
     windows_checked: int
     windows_differing: int
     window_spent: int
@@ -31,16 +48,13 @@ async def recompute(database: Database, org: str) -> Recomputed:
         database.connection() as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
-        events = await connection.fetchrow(_SQL["events"], org)
-        rollups = await connection.fetchrow(_SQL["rollups"], org)
+        events = await connection.fetch(_SQL["events"], org)
+        rollups = await connection.fetch(_SQL["rollups"], org)
         windows = await connection.fetchrow(_SQL["windows"], org)
-    assert events is not None and rollups is not None and windows is not None
+    assert windows is not None
     return Recomputed(
-        events=events["events"],
-        event_cost=int(events["cost"]),
-        event_tokens=int(events["tokens"]),
-        rollup_cost=int(rollups["cost"]),
-        rollup_tokens=int(rollups["tokens"]),
+        counted=_by_currency(events),
+        rolled=_by_currency(rollups),
         windows_checked=windows["checked"],
         windows_differing=windows["differing"],
         window_spent=int(windows["spent"]),
@@ -48,3 +62,7 @@ async def recompute(database: Database, org: str) -> Recomputed:
         window_reserved=int(windows["reserved"]),
         live_held=int(windows["held"]),
     )
+
+
+def _by_currency(records: Sequence[Any]) -> dict[str, Counted]:
+    return {record["currency"]: Counted(**dict(record)) for record in records}

@@ -37,6 +37,8 @@ class ReservationRow:
     # What earlier parts of the call took (final: false); None: not known.
     used_cost: int | None = 0
     used_tokens: int | None = 0
+    # Of estimated_cost and used_cost.
+    currency: str = "USD"
 
 
 def _row(record: Any) -> ReservationRow:
@@ -46,8 +48,9 @@ def _row(record: Any) -> ReservationRow:
     return ReservationRow(**values)
 
 
-# What many calls have in common: provider, model, attribution as JSON, window ids as a PostgreSQL array, caller.
-Kind = tuple[str | None, str | None, str, str, str | None]
+# What many calls have in common: provider, model, attribution as JSON, window ids as a PostgreSQL array, caller, and
+# the currency of their cost.
+Kind = tuple[str | None, str | None, str, str, str | None, str]
 
 
 @dataclass(slots=True)
@@ -132,7 +135,7 @@ async def commit_admission(
 
 
 def _columns(new: NewReservations) -> list[Sequence[object]]:
-    kinds = [list(column) for column in zip(*new.kinds, strict=True)] or [[], [], [], [], []]
+    kinds = [list(column) for column in zip(*new.kinds, strict=True)] or [[], [], [], [], [], []]
     return [
         *kinds,
         new.kind,
@@ -222,13 +225,24 @@ async def extend(
     provider: str | None,
     model: str | None,
     cost: int | None,
+    currency: str,
     tokens: int,
     window_ids: Sequence[int],
     held: Sequence[int],
 ) -> None:
     """Store a decided change of a locked live reservation."""
     await connection.execute(
-        _SQL["extend"], org, reservation_id, expires_at, provider, model, cost, tokens, list(window_ids), list(held)
+        _SQL["extend"],
+        org,
+        reservation_id,
+        expires_at,
+        provider,
+        model,
+        cost,
+        tokens,
+        list(window_ids),
+        list(held),
+        currency,
     )
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from store.pool import Connection
 from store.sql import queries
 
+# Of currencies with small units more than this may add up in a day; it is told as at least this much.
+_AMOUNT_MAX = 9_000_000_000_000_000_000
 _SQL = queries("sizing")
 
 # Provider, model, feature and agent; an empty feature or agent stands for any.
@@ -95,30 +97,32 @@ async def listing(connection: Connection, org: str, *, after: Key = ("", "", "",
 
 @dataclass(frozen=True, slots=True)
 class Overrun:
-    """What found no room: ``amount`` in ``unit`` (nanos for cost), over so many charges of windows."""
+    """What found no room: ``amount`` in ``unit`` (nanos of ``currency`` for cost), over so many charges of windows."""
 
     cause: str
     unit: str
     amount: int
     charges: int
+    currency: str = "USD"
 
 
 async def count_overrun(connection: Connection, org: str, rows: Sequence[Overrun]) -> None:
     """Add to today's overrun by cause (the ledger's clock, UTC). The windows are locked: this comes after them."""
     if rows:
-        ordered = sorted(rows, key=lambda row: (row.cause, row.unit))
+        ordered = sorted(rows, key=lambda row: (row.cause, row.unit, row.currency))
         await connection.execute(
             _SQL["count_overrun"],
             org,
             [row.cause for row in ordered],
             [row.unit for row in ordered],
-            [row.amount for row in ordered],
+            [min(row.amount, _AMOUNT_MAX) for row in ordered],
             [row.charges for row in ordered],
+            [row.currency for row in ordered],
         )
 
 
 async def overruns(connection: Connection, org: str, *, since: date, until: date) -> list[Overrun]:
-    """Overrun by cause and unit over the days in [``since``, ``until``)."""
+    """Overrun by cause, unit and currency over the days in [``since``, ``until``)."""
     return [Overrun(**dict(record)) for record in await connection.fetch(_SQL["overruns"], org, since, until)]
 
 

@@ -1,13 +1,15 @@
 """Rows of ``usage_id`` (the dedup authority, R10) and ``usage_event`` (append-only)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from fractions import Fraction
 from typing import Any
 
 import msgspec
 
+from store.exchange import rate_columns
 from store.pool import Connection
 from store.sql import queries
 
@@ -22,7 +24,6 @@ MEASURES = (
     "reasoning_tokens",
     "unpriced_requests",
     "reserved_requests",
-    "cost",
     "latency_count",
     "latency_us_sum",
 )
@@ -81,6 +82,35 @@ async def page(
     return [_decode(dict(record)) for record in records]
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """Of ``looked_at`` events those that were looked for, JSON columns as text; ``last`` is where to go on."""
+
+    rows: list[dict[str, Any]]
+    looked_at: int
+    last: tuple[datetime, str] | None
+
+
+async def look(
+    connection: Connection, query: UsageQuery, *, unpriced: bool, after: tuple[datetime, str] | None, limit: int
+) -> Looked:
+    """The next ``limit`` events after a (timestamp, id), oldest first: all of them or, with ``unpriced``, those that
+    may lack a cost: unpriced ones, those whose currency had no rate, and those adjusted since.
+    """
+    where, args = _where(query)
+    if after is not None:
+        args += list(after)
+        where += f' AND ("timestamp", id) > (${len(args) - 1}, ${len(args)})'
+    args += [limit, unpriced]
+    sql = _SQL["look"].format(where=where, limit=len(args) - 1, unpriced=len(args))
+    records = await connection.fetch(sql, *args)
+    if not records:
+        return Looked([], 0, None)
+    rows = [dict(record) for record in records]
+    last = (rows[-1]["timestamp"], rows[-1]["id"])
+    return Looked([row for row in rows if row["wanted"]], rows[-1]["n"], last)
+
+
 def _decode(values: dict[str, Any]) -> dict[str, Any]:
     for name in ("line_items", "tags", "metadata"):
         values[name] = json.loads(values[name]) if values[name] is not None else None
@@ -105,7 +135,7 @@ def _where(query: UsageQuery, time_column: str = '"timestamp"') -> tuple[str, li
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """The largest groups by cost, in order of time, and the sums over every group. Costs in nanos."""
+    """The largest groups by cost, and the sums over every group. ``costs`` of each are nanos by currency."""
 
     rows: list[dict[str, Any]]
     totals: dict[str, Any]
@@ -119,10 +149,12 @@ async def sums(
     bucket: str,
     timezone: str,
     group_by: Sequence[str],
+    rates: Mapping[str, Fraction],
     limit: int,
 ) -> Sums:
     """Sums by calendar bucket (a ``date_trunc`` unit, or ``total``) and dimensions, from rollups or raw events.
 
+    ``rates`` say which groups are the largest: what each currency is in one of them; costs in others count nothing.
     Raises asyncpg.InvalidParameterValueError where PostgreSQL does not know the time zone.
     """
     time_column = "bucket" if table == "usage_rollup" else '"timestamp"'
@@ -132,26 +164,36 @@ async def sums(
         args += [bucket, timezone]
         window = f"date_trunc(${len(args) - 1}, {time_column}, ${len(args)})"
     keys = ["bucket_start", *group_by]
-    measures = _SQL["rollup_measures" if table == "usage_rollup" else "event_measures"]
+    measures = _SQL["rollup_measures" if table == "usage_rollup" else "posting_measures"]
     every = ", ".join(f"coalesce(sum({name}), 0)::bigint AS {name}" for name in MEASURES)
-    each = ", ".join(f"coalesce({name}, 0)::bigint AS {name}" for name in MEASURES)
-    nothing = ", ".join(["NULL::timestamptz", *["NULL::text"] * len(group_by)])
-    args.append(limit)
-    # One statement, so that rows and totals are of one snapshot.
+    nothing = ", ".join(["NULL::timestamptz AS bucket_start", *[f"NULL::text AS {name}" for name in group_by]])
+    args += [*rate_columns(rates), limit]
+    codes, numerators, denominators, most = (f"${n}" for n in range(len(args) - 3, len(args) + 1))
+    costs = "coalesce(jsonb_object_agg(currency, cost) FILTER (WHERE cost <> 0), '{}') AS costs"
+    # One statement, so that rows and totals are of one snapshot; every currency is summed by itself.
     sql = f"""
         WITH grouped AS MATERIALIZED (
-            SELECT {", ".join([f"{window} AS bucket_start", *group_by])}, {measures} FROM {table}
-            WHERE {where} GROUP BY {", ".join(["1", *group_by])}
+            SELECT {", ".join([f"{window} AS bucket_start", *group_by])}, currency, {measures} FROM {table}
+            WHERE {where} GROUP BY {", ".join(["1", *group_by, "currency"])}
+        ), merged AS (
+            SELECT {", ".join(keys)}, {every}, {costs},
+                sum(half_even(cost * r.numerator, r.denominator)) AS worth
+            FROM grouped LEFT JOIN unnest({codes}::text[], {numerators}::numeric[], {denominators}::numeric[])
+                AS r (code, numerator, denominator) ON r.code = currency
+            GROUP BY {", ".join(keys)}
         ), top AS (
-            SELECT * FROM grouped
-            ORDER BY cost DESC NULLS LAST, prompt_tokens + completion_tokens DESC, {", ".join(keys)}
-            LIMIT ${len(args)}
+            SELECT * FROM merged
+            ORDER BY worth DESC NULLS LAST, prompt_tokens + completion_tokens DESC, {", ".join(keys)} LIMIT {most}
+        ), totals AS (
+            SELECT currency, {every}, sum(cost) AS cost FROM grouped GROUP BY currency
         )
-        SELECT true AS is_total, {nothing}, {every} FROM grouped
+        SELECT true AS is_total, {nothing}, {every}, {costs} FROM totals
         UNION ALL
-        SELECT false, {", ".join(keys)}, {each} FROM top"""
-    names = ("is_total", *keys, *MEASURES)
+        SELECT false, {", ".join([*keys, *MEASURES, "costs"])} FROM top"""
+    names = ("is_total", *keys, *MEASURES, "costs")
     records = [dict(zip(names, record, strict=True)) for record in await connection.fetch(sql, *args)]
+    for record in records:
+        record["costs"] = json.loads(record["costs"])
     rows = [record for record in records if not record["is_total"]]
     (totals,) = (record for record in records if record["is_total"])
     return Sums(rows, totals)

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from fractions import Fraction
 from operator import attrgetter
 from typing import Any
 
 from store.budgets import BudgetRow
+from store.exchange import rate_columns
 from store.pool import Connection, Database
 from store.sql import like_pattern, queries
 
@@ -34,6 +36,8 @@ class WindowRow:
     thresholds_fired: tuple[int, ...]
     exceeded_at: datetime | None
     shadow_denied: int = 0
+    # The newest revision of exchange rates that was visible at its creation; None: older than exchange rates.
+    fx_revision: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class NewWindow:
     high_limit: int | None
     backfilled: int = 0
     overrun: int = 0
+    # Of its exchange rates; None: the newest there is.
+    fx_revision: int | None = None
 
 
 # Not astuple: it copies every value deeply, which is most of what opening a window would cost.
@@ -203,17 +209,29 @@ async def set_blocking(connection: Connection, org: str, budget_id: str, *, limi
 
 @dataclass(frozen=True, slots=True)
 class Charged:
-    """What applied events of one entity took from a budget; ``later_at`` is the minute of those after the window."""
+    """What applied events of one entity took from a budget; ``later_at`` is the minute of those after the window.
+
+    ``lacking`` are the currencies of costs that could not be converted; they are not in ``amount``.
+    """
 
     entity_id: str
     later_at: datetime | None
     amount: int
+    lacking: list[str]
 
 
 async def charged(
-    connection: Connection, budget: BudgetRow, *, starts_at: datetime, ends_at: datetime | None
+    connection: Connection,
+    budget: BudgetRow,
+    *,
+    starts_at: datetime,
+    ends_at: datetime | None,
+    rates: Mapping[str, Fraction],
 ) -> list[Charged]:
-    """Sums of the events charged since ``starts_at`` that a budget matches, whoever applied them."""
+    """Sums of the events charged since ``starts_at`` that a budget matches, whoever applied them.
+
+    ``rates`` is what one unit of each currency is in the budget's; each cost is converted and rounded by itself.
+    """
     patterns = {name: like_pattern(pattern) for name, pattern in budget.filters.items()}
     records = await connection.fetch(
         _SQL["charged"],
@@ -224,5 +242,6 @@ async def charged(
         starts_at,
         ends_at,
         *[patterns.get(name) for name in FILTER_FIELDS],
+        *rate_columns(rates),
     )
-    return [Charged(*record) for record in records]
+    return [Charged(r["entity_id"], r["later_at"], int(r["amount"]), r["lacking"]) for r in records]

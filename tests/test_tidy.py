@@ -35,7 +35,14 @@ IMPURE = {
     "uuid1": "ctx.new_id()",
     "random": "ctx.new_id(), or a value the caller passes",
 }
-YIELDS = {"handlers/enforcer/admission.py"}  # asyncio.sleep(0): the write starts while the replies are encoded
+# asyncio.sleep(0): the write starts while the replies are encoded; decisions are made while a preview is computed, or
+# many names are looked up.
+YIELDS = {
+    "handlers/enforcer/admission.py",
+    "handlers/pricing/preview.py",
+    "handlers/finance/bill.py",
+    "handlers/finance/export.py",
+}
 
 # Where everything is caught, and why nothing narrower will do.
 CATCH_ALL = {
@@ -43,6 +50,7 @@ CATCH_ALL = {
     ("agent/bus/client.py", "_attempt_reconnect"): "nats-py would stay reconnecting for ever",
     ("agent/bus/client.py", "_call_each"): "one listener's failure must not silence the others",
     ("agent/bus/client.py", "_read_loop"): "nats-py would be left deaf",
+    ("agent/counting_worker.py", "_step"): "whatever a text does to a vocabulary's library costs that text only",
     ("agent/deliverer.py", "run"): "alerts wait in their table; the deliverer must not end",
     ("agent/deliverer.py", "_send"): "a defect costs one attempt of one message",
     ("agent/dispatch.py", "_handle"): "every request is answered",

@@ -1,11 +1,13 @@
 """Calls that cost more than a rule allows (``request_cost``), noticed in the transaction that applies them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from fractions import Fraction
 from typing import Final
 
 from handlers.alerts.aside import aside
 from handlers.alerts.raising import News, raise_news
+from handlers.alerts.rates import currency_of
 from handlers.alerts.scope import Calls, calls_of
 from handlers.alerts.texts import rate_text, scope_text, with_unit
 from handlers.context import Services
@@ -51,23 +53,28 @@ async def _raise(
     for rule in rules:
         calls = calls_of(rule, catalogue.by_id.values())
         if calls is not None:
-            found += [(rule, calls, entity, event) for entity, event in _dearest(rule, calls, events).items()]
+            dearest = _dearest(rule, calls, events, catalogue.exchange.into(currency_of(rule)))
+            found += [(rule, calls, entity, event) for entity, event in dearest.items()]
     if found:
         at = await budget_store.clock(connection)
         await raise_news(services, connection, catalogue.org, [_news(*each, at=at) for each in found], at)
 
 
-def _dearest(rule: AlertRuleRow, calls: Calls, events: Sequence[PricedEvent]) -> dict[str, PricedEvent]:
-    """The dearest call above the rule's limit, by entity."""
+def _dearest(
+    rule: AlertRuleRow, calls: Calls, events: Sequence[PricedEvent], rates: Mapping[str, Fraction]
+) -> dict[str, PricedEvent]:
+    """The dearest call above the rule's limit, by entity; ``rates`` is what each currency is in that of the limit."""
     limit = parse_call_cost(rule.parameters["limit"])
-    found: dict[str, PricedEvent] = {}
+    found: dict[str, tuple[Fraction, PricedEvent]] = {}
     for event in events:
-        if event.cost is None or event.cost <= limit or (entity := calls.entity_of(event)) is None:
+        rate = rates.get(event.currency)
+        if event.cost is None or rate is None or event.cost * rate <= limit:
             continue
-        dearest = found.get(entity)
-        if dearest is None or event.cost > (dearest.cost or 0):
-            found[entity] = event
-    return found
+        if (entity := calls.entity_of(event)) is None:
+            continue
+        if entity not in found or event.cost * rate > found[entity][0]:
+            found[entity] = event.cost * rate, event
+    return {entity: event for entity, (_, event) in found.items()}
 
 
 def _news(rule: AlertRuleRow, calls: Calls, entity: str, event: PricedEvent, *, at: datetime) -> News:
@@ -76,7 +83,7 @@ def _news(rule: AlertRuleRow, calls: Calls, entity: str, event: PricedEvent, *, 
     title, message = rate_text(
         f"{scope_text(scope)}: {event.provider}/{event.model}",
         with_unit(amount, "cost", event.currency),
-        with_unit(limit, "cost", event.currency),
+        with_unit(limit, "cost", currency_of(rule)),
         "for one call",
     )
     return News(
@@ -90,6 +97,7 @@ def _news(rule: AlertRuleRow, calls: Calls, entity: str, event: PricedEvent, *, 
             "amount": amount,
             "unit": "cost",
             "currency": event.currency,
+            "limit_currency": currency_of(rule),
             "usage_id": event.id,
             "provider": event.provider,
             "model": event.model,

@@ -9,6 +9,7 @@ from handlers.alerts.raising import News, is_rate
 from handlers.alerts.scope import watched, watches
 from handlers.alerts.texts import date_text, pacing_text, window_details
 from handlers.context import Limits
+from handlers.currency.exchange import Exchange
 from handlers.enforcer.answers import window_reply, wire_time
 from handlers.enforcer.calendar import bounds, zone
 from handlers.enforcer.catalogue import Catalogue
@@ -56,7 +57,7 @@ class Pacing:
             percent = rule.parameters.get("min_elapsed_percent", MIN_ELAPSED_PERCENT)
             if span is None or is_rate(budget) or not span.passed(at, percent):
                 continue
-            profile = await self._profile(connection, budget, at)
+            profile = await self._profile(connection, budget, at, catalogue.exchange)
             for row in await self._ahead(connection, rule, budget, span, at, linear=profile is None):
                 if watches(rule, budget, row.entity_id):
                     item = _news(rule, catalogue, row, profile, at)
@@ -80,7 +81,9 @@ class Pacing:
         rows = await window_store.by_id(connection, budget.org_id, ids) if ids else {}
         return list(rows.values())
 
-    async def _profile(self, connection: Connection, budget: BudgetRow, at: datetime) -> Profile | None:
+    async def _profile(
+        self, connection: Connection, budget: BudgetRow, at: datetime, exchange: Exchange
+    ) -> Profile | None:
         """How a budget with one window spends over the week; None where that is not known."""
         if budget.period not in _WEEKLY_OR_LONGER or own_window(budget) is None or budget.type in NOT_ROLLED_UP:
             return None
@@ -94,6 +97,7 @@ class Pacing:
             entity_id=budget.entity_id,
             filters=budget.filters,
             unit=budget.unit,
+            rates=exchange.into(budget.currency) if budget.currency is not None else {},
         )
         first = today - timedelta(days=PROFILE_DAYS_MAX)
         days = await rate_store.by_day(connection, scope, start=first, end=today, timezone=budget.timezone)

@@ -4,8 +4,10 @@ A sum that stays high is one alert, which ends when the sum has fallen; at most 
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from fractions import Fraction
 from typing import Any, Final
 
 from handlers.alerts.raising import News
@@ -23,6 +25,8 @@ from store.alerts import AlertRow
 from store.pool import Connection
 from store.rates import NOT_ROLLED_UP, Scope
 
+# Of rules that do not say it, and of those of earlier releases.
+DEFAULT_CURRENCY: Final = "USD"
 HOUR: Final = timedelta(hours=1)
 BUCKET: Final = timedelta(minutes=15)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -37,6 +41,7 @@ class Reached:
     amounts: dict[str, int]
     since: datetime | None
     whole: bool
+    currency: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +70,15 @@ class Rates:
             return None
         most = self._limits.alert_entities_max
         unit, limit = unit_of(rule), limit_of(rule)
-        scope = scope_of(rule.org_id, calls, unit)
+        currency = currency_of(rule)
+        scope = scope_of(rule.org_id, calls, unit, catalogue.exchange.into(currency) if unit == "cost" else {})
         if rule.kind == "hourly_rate":
             amounts = await last_hour(connection, scope, at, least=limit, limit=most)
-            return calls, Reached(unit, limit, amounts, None, len(amounts) < most)
+            return calls, Reached(unit, limit, amounts, None, len(amounts) < most, currency)
         start, end = bounds(rule.parameters.get("period", "monthly"), rule.parameters.get("timezone", "UTC"), at)
         sums = await self._since(connection, rule, scope, start=start, end=end, at=at)
         amounts = {entity: amount for entity, amount in sums.most_common(most) if amount >= limit}
-        return calls, Reached(unit, limit, amounts, start, len(amounts) < most)
+        return calls, Reached(unit, limit, amounts, start, len(amounts) < most, currency)
 
     async def _since(
         self,
@@ -118,9 +124,14 @@ async def last_hour(connection: Connection, scope: Scope, at: datetime, *, least
     )
 
 
-def scope_of(org: str, calls: Calls, unit: str) -> Scope:
+def scope_of(org: str, calls: Calls, unit: str, rates: Mapping[str, Fraction]) -> Scope:
     """The calls of a rule, for a sum."""
-    return Scope(org_id=org, type=calls.type, entity_id=calls.entity_id, filters=calls.filters, unit=unit)
+    return Scope(org_id=org, type=calls.type, entity_id=calls.entity_id, filters=calls.filters, unit=unit, rates=rates)
+
+
+def currency_of(rule: AlertRuleRow) -> str:
+    """What a rule's limit of cost is in."""
+    return rule.parameters.get("currency", DEFAULT_CURRENCY)
 
 
 def unit_of(rule: AlertRuleRow) -> str:
@@ -151,7 +162,7 @@ def _news(rule: AlertRuleRow, calls: Calls, reached: Reached, entity: str, at: d
     unit, limit, amount = reached.unit, amount_of(reached.unit, reached.limit), reached.amounts[entity]
     shown = amount_of(unit, amount)
     scope = calls.of(entity)
-    currency = "USD" if unit == "cost" else None
+    currency = reached.currency if unit == "cost" else None
     since = at.replace(minute=0, second=0, microsecond=0) if reached.since is None else reached.since
     span = "in the last 60 minutes" if reached.since is None else f"since {since:%Y-%m-%d %H:%M} UTC"
     title, message = rate_text(

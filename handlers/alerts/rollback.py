@@ -12,11 +12,13 @@ from typing import Any, Final
 import msgspec
 
 from handlers.alerts.outcome import Entry, Outcome
-from handlers.alerts.rates import HOUR
+from handlers.alerts.rates import DEFAULT_CURRENCY, HOUR
 from handlers.context import Context
+from handlers.currency.exchange import Exchange
 from handlers.enforcer.catalogue import EVERY
 from handlers.enforcer.drafts import changed, with_rates
 from handlers.enforcer.written import Change, announce, write
+from handlers.pricing.update import revert_rule, rule_concerns
 from handlers.tracker.rollup import bucket_of
 from schemas.budget import Budget, UpdateBudget
 from schemas.errors import conflict
@@ -41,10 +43,12 @@ Revert = Callable[[Context, Connection, dict[str, Any], datetime], Awaitable[tup
 
 @dataclass(frozen=True, slots=True)
 class Reverter:
-    """How changes of one entity are judged and taken back."""
+    """How changes of one entity are judged and taken back: which ``actions`` of the trail, of which ``units``."""
 
     concerns: Concerns
     revert: Revert
+    actions: tuple[str, ...] = ("updated",)
+    units: tuple[str, ...] = ("cost", "tokens")
 
 
 async def roll_back(
@@ -52,12 +56,13 @@ async def roll_back(
 ) -> Outcome:
     """Take back the newest change that the alert can be laid to. The org's catalogue lock is held."""
     hours = row.action.get("within_hours", WITHIN_HOURS)
+    exchange = await ctx.services.books.refresh(connection, ctx.org)
     for entry in await _changes(ctx, connection, row, since=at - timedelta(hours=hours), until=alert.created_at):
         content = msgspec.json.decode(entry.content)
         reverter = REVERTERS[entry.entity]
-        if not reverter.concerns(content, alert.details["scope"]):
+        if alert.details["unit"] not in reverter.units or not reverter.concerns(content, alert.details["scope"]):
             continue
-        if not await _is_newest(connection, entry) or await _was_over_before(connection, alert, entry.at):
+        if not await _is_newest(connection, entry) or await _was_over_before(connection, alert, entry.at, exchange):
             continue
         before, after = await reverter.revert(ctx, connection, content, at)
         return Outcome(
@@ -72,7 +77,7 @@ async def _changes(
 ) -> list[AuditRow]:
     """What people changed in that time, newest first; a policy's own changes end by themselves."""
     found: list[AuditRow] = []
-    for entity in row.action["entities"]:
+    for entity, action in ((e, action) for e in row.action["entities"] for action in REVERTERS[e].actions):
         found += await audit_store.listing(
             connection,
             ctx.org,
@@ -80,7 +85,7 @@ async def _changes(
             entity=entity,
             entity_ids=None,
             actors=None,
-            action="updated",
+            action=action,
             start=since,
             end=until,
             limit=ctx.services.limits.alert_changes_max,
@@ -108,11 +113,12 @@ async def _is_newest(connection: Connection, entry: AuditRow) -> bool:
     return newest[0].seq == entry.seq
 
 
-async def _was_over_before(connection: Connection, alert: AlertRow, changed_at: datetime) -> bool:
+async def _was_over_before(connection: Connection, alert: AlertRow, changed_at: datetime, exchange: Exchange) -> bool:
     """Whether the rate was too high already in the hour before the change: then the change is not the cause."""
     details = alert.details
     limit = parse_cost(details["limit"]) if details["unit"] == "cost" else parse_count(details["limit"])
-    scope = Scope(org_id=alert.org_id, unit=details["unit"], **details["scope"])
+    rates = {} if details["unit"] != "cost" else exchange.into(details.get("currency") or DEFAULT_CURRENCY)
+    scope = Scope(org_id=alert.org_id, unit=details["unit"], rates=rates, **details["scope"])
     end = bucket_of(changed_at)
     sums = await rate_store.between(connection, scope, start=end - HOUR, end=end, limit=1)
     return any(amount >= limit for amount in sums.values())
@@ -158,4 +164,8 @@ async def revert_budget(
     return told.before, told.after
 
 
-REVERTERS: Final[dict[str, Reverter]] = {"budget": Reverter(budget_concerns, revert_budget)}
+REVERTERS: Final[dict[str, Reverter]] = {
+    "budget": Reverter(budget_concerns, revert_budget),
+    # A price that nobody had set is as easily wrong as one that was changed; tokens cost what they cost.
+    "price_rule": Reverter(rule_concerns, revert_rule, actions=("created", "updated", "ended"), units=("cost",)),
+}

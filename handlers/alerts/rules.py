@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from handlers import audit
+from handlers.alerts.rates import DEFAULT_CURRENCY
 from handlers.alerts.rollback import REVERTERS
 from handlers.alerts.scope import OF_BUDGETS, scoped_budget
 from handlers.alerts.shown import rule_reply
@@ -28,6 +29,7 @@ from schemas.alert import (
     SetAlertRule,
 )
 from schemas.budget import BudgetFilters
+from schemas.currencies import known_currency
 from schemas.errors import SignalError, conflict, invalid, not_found
 from schemas.money import AmountError, parse_call_cost, parse_cost, parse_count
 from signals import alert as signals
@@ -44,9 +46,9 @@ _PARAMETERS: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "threshold": ((), ("percents",)),
     "exceeded": ((), ()),
     "overrun": ((), ()),
-    "hourly_rate": (("limit",), ("unit",)),
+    "hourly_rate": (("limit",), ("unit", "currency")),
     "absolute_tokens": (("limit",), ("period", "timezone")),
-    "request_cost": (("limit",), ()),
+    "request_cost": (("limit",), ("currency",)),
     "pacing": ((), ("min_elapsed_percent",)),
 }
 _ACTIONS: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
@@ -153,7 +155,7 @@ def _row(ctx: Context, request: SetAlertRule, before: AlertRuleRow | None, type_
         name=request.name,
         kind=request.kind,
         scope=_scoped(ctx, request.scope, type_),
-        parameters=_stored(request.parameters),
+        parameters=_in_currency(ctx, request, _stored(request.parameters)),
         level=request.level,
         channels=tuple(dict.fromkeys(request.channels)),
         actions=tuple(_stored(action) for action in request.actions),
@@ -232,6 +234,13 @@ def _check_fields(
             raise invalid(f"{what} does not take it", field=f"{where}.{name}")
 
 
+def _in_currency(ctx: Context, request: SetAlertRule, parameters: dict[str, Any]) -> dict[str, Any]:
+    """A limit of cost goes on to be in the currency that the org had when it was set. Not said: dollars."""
+    money = request.kind == "request_cost" or (request.kind == "hourly_rate" and request.parameters.unit != "tokens")
+    own = ctx.services.org_settings(ctx.org).currency
+    return {"currency": own, **parameters} if money and own != DEFAULT_CURRENCY else parameters
+
+
 def _check_parameters(request: SetAlertRule) -> None:
     parameters = request.parameters
     if parameters.timezone is not None:
@@ -239,6 +248,10 @@ def _check_parameters(request: SetAlertRule) -> None:
             zone(parameters.timezone)
         except SignalError as error:
             raise invalid(error.message, field="parameters.timezone") from None
+    if parameters.currency is not None:
+        known_currency(parameters.currency, field="parameters.currency")
+        if parameters.unit == "tokens":
+            raise invalid("tokens have none", field="parameters.currency")
     if parameters.limit is None:
         return
     try:
@@ -256,6 +269,8 @@ def _check_parameters(request: SetAlertRule) -> None:
 def _check_action(request: SetAlertRule, action: AlertAction, where: str) -> None:
     scope = request.scope
     if action.rate is not None:
+        if action.rate.currency is not None:
+            known_currency(action.rate.currency, field=f"{where}.rate.currency")
         try:
             (parse_cost if action.rate.unit == "cost" else parse_count)(action.rate.limit)
         except AmountError as error:

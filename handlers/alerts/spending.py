@@ -3,9 +3,10 @@
 Recommendations are computed from what was used: each names what, and how much of it. Nothing here is advice in general.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from fractions import Fraction
 from typing import Final
 
 import msgspec
@@ -15,6 +16,7 @@ from handlers.alerts.words import amount_words, day_words
 from handlers.context import Services
 from handlers.cost.org_prices import Prices
 from handlers.cost.price import Quantities, QuantityError, price
+from handlers.currency.exchange import half_even
 from handlers.enforcer.preferences import preferences_of
 from schemas.money import format_cost
 from store import budgets as budget_store
@@ -59,18 +61,22 @@ async def spending_of(services: Services, connection: Connection, org: str, note
     window = (await window_store.by_id(connection, org, [note.window_id])).get(note.window_id)
     if budget is None or window is None:
         return Spending()
-    currency = budget.currency or "USD"
+    exchange = await services.books.refresh(connection, org)
+    # Of a budget that counts no money, what its calls cost in the org's own currency.
+    counts = budget.unit == "cost" and budget.currency is not None
+    currency = budget.currency if counts and budget.currency else services.org_settings(org).currency
+    rates = exchange.into(currency, revision=window.fx_revision or 0) if counts else exchange.into(currency)
     sums = await spend_store.by_feature(
         connection,
         budget,
         entity_id=window.entity_id,
         starts_at=max(window.starts_at, budget.counting_since - timedelta(minutes=15)),
         ends_at=window.ends_at,
-        currency=currency,
+        rates=rates,
         limit=SUMS_MAX,
     )
     advice = [
-        cheaper_model(budget, sums, services.prices(budget.org_id), at=now, currency=currency),
+        cheaper_model(budget, sums, services.prices(budget.org_id), at=now, currency=currency, rates=rates),
         pace(budget, window, now),
         unreserved(sums, currency),
     ]
@@ -94,7 +100,13 @@ def top_features(sums: Sequence[FeatureSpend], most: int) -> list[TopFeature]:
 
 
 def cheaper_model(
-    budget: BudgetRow, sums: Sequence[FeatureSpend], cards: Prices, *, at: datetime, currency: str
+    budget: BudgetRow,
+    sums: Sequence[FeatureSpend],
+    cards: Prices,
+    *,
+    at: datetime,
+    currency: str,
+    rates: Mapping[str, Fraction],
 ) -> str | None:
     """What the costliest feature and model would have cost on the cheapest model that the budget's policy names."""
     if not sums or sums[0].cost <= 0:
@@ -102,7 +114,7 @@ def cheaper_model(
     costliest = sums[0]
     found: list[tuple[int, str]] = []
     for preference in preferences_of([budget], costliest.provider):
-        cost = same_tokens(costliest, cards, preference.provider, preference.model, at=at, currency=currency)
+        cost = same_tokens(costliest, cards, preference.provider, preference.model, at=at, rates=rates)
         if cost is not None and cost < costliest.cost:
             found.append((cost, preference.model))
     if not found:
@@ -115,13 +127,16 @@ def cheaper_model(
 
 
 def same_tokens(
-    row: FeatureSpend, cards: Prices, provider: str, model: str, *, at: datetime, currency: str
+    row: FeatureSpend, cards: Prices, provider: str, model: str, *, at: datetime, rates: Mapping[str, Fraction]
 ) -> int | None:
-    """Nanos that the same tokens cost on another model, at the rates of a call of average length; None: not priced."""
+    """Nanos that the same tokens cost on another model, at the rates of a call of average length; None: not priced.
+
+    ``rates`` is what one unit of each currency is in that of the answer.
+    """
     card = cards.resolve(provider, model, at)
-    if card is None or card.currency != currency:
+    if card is None or card.currency not in rates:
         return None
-    rates = card.rates_for(row.prompt_tokens // max(1, row.requests))
+    average = card.rates_for(row.prompt_tokens // max(1, row.requests))
     used = Quantities(
         prompt_tokens=row.prompt_tokens,
         completion_tokens=row.completion_tokens,
@@ -131,7 +146,9 @@ def same_tokens(
         requests=row.requests,
     )
     try:
-        return price(msgspec.structs.replace(card, rates=rates, tiers=()), used).cost_nanos
+        cost = price(msgspec.structs.replace(card, rates=average, tiers=()), used).cost_nanos
+        worth = rates[card.currency]
+        return None if cost is None else half_even(cost * worth.numerator, worth.denominator)
     except QuantityError:
         return None
 

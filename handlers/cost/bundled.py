@@ -12,11 +12,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from handlers.cost.known_names import is_known
 from handlers.cost.layer import ALWAYS, Answer, PriceQuery, Validity
-from handlers.cost.rate_card import RateCard, Rates, Tier, halved, rate_nanos
+from handlers.cost.rate_card import KINDS, STANDARD_TIERS, RateCard, Rates, Tier, rate_nanos
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, Provider
+
+    from handlers.cost.snapshot import Snapshot
 
 SOURCE = "genai-prices"
 
@@ -31,13 +34,12 @@ PRICE_KEYS = {
     "audio_input": ("input_audio_mtok", 1),
     "audio_cache_read": ("cache_audio_read_mtok", 1),
     "audio_output": ("output_audio_mtok", 1),
+    "image_input": ("input_image_mtok", 1),
+    "image_output": ("output_image_mtok", 1),
+    "video_input": ("input_video_mtok", 1),
     "web_search": ("web_searches_kcount", 1000),
     "request": ("requests_kcount", 1000),
 }
-STANDARD_TIERS = frozenset({"", "standard", "default", "auto", "on_demand"})
-# These vendors list batches at half the price of every token kind; the data has no batch rates for models they resell
-# nor before October 2026. Others keep the standard rates, with a note.
-HALF_PRICE_BATCH = frozenset({"openai", "azure", "anthropic", "aws"})
 # Names other tools use that the data would not know, or would take for the model's maker.
 PROVIDER_ALIASES = {
     "azure_openai": "azure",
@@ -54,11 +56,11 @@ _KNOWN_KEYS = frozenset(key for key, _ in PRICE_KEYS.values())
 
 
 class BundledPrices:
-    """Callable layer over the bundled data. Holds no cache of its own."""
+    """Callable layer over the bundled data, or over a price file that was read. Holds no cache of its own."""
 
-    def __init__(self) -> None:
-        self._version = ""
-        self._providers: list[Provider] = []
+    def __init__(self, snapshot: "Snapshot | None" = None) -> None:
+        self._version = "" if snapshot is None else f"{SOURCE} file+{snapshot.digest[:12]}"
+        self._providers: list[Provider] = [] if snapshot is None else list(snapshot.providers)
 
     def warm(self) -> None:
         """Import the data and learn its version: some 200 ms, once. Safe to call from any thread, and again."""
@@ -73,7 +75,7 @@ class BundledPrices:
     def __call__(self, query: PriceQuery) -> Answer | None:
         """The card for a query, with the time for which it holds; None if the data does not price this model."""
         self.warm()
-        found = self._find(query.provider, query.model)
+        found = self.find(query.provider, query.model)
         if found is None:
             return None
         provider, model = found
@@ -90,11 +92,33 @@ class BundledPrices:
             rates=rates,
             tiers=tiers,
             context_window=model.context_window,
-            notes=notes,
+            notes=(*notes, *_remarks(model, query.model)),
         )
         return Answer(card, validity)
 
-    def _find(self, provider_id: str, model_ref: str) -> "tuple[Provider, ModelInfo] | None":
+    def dearest(self, provider_id: str, at: datetime) -> RateCard | None:
+        """The highest rate of each kind that any model of a provider has, however long the prompt; some 5 ms."""
+        self.warm()
+        from genai_prices.data_snapshot import find_provider_by_id  # noqa: PLC0415 - see warm
+
+        provider = find_provider_by_id(self._providers, PROVIDER_ALIASES.get(provider_id, provider_id))
+        if provider is None:
+            return None
+        highest: dict[str, int] = {}
+        for model in provider.models:
+            base, tiers = _flatten(model.get_prices(at, None))
+            for rates in (base, *(tier.rates for tier in tiers)):
+                for kind in KINDS:
+                    rate: int | None = getattr(rates, kind)
+                    if rate is not None:
+                        highest[kind] = max(rate, highest.get(kind, 0))
+        if not {"input", "output"} <= highest.keys():
+            return None
+        return RateCard(provider=provider.id, model="*", source=SOURCE, version=self._version, rates=Rates(**highest))
+
+    def find(self, provider_id: str, model_ref: str) -> "tuple[Provider, ModelInfo] | None":
+        """The entry that prices calls of a provider and model, both stripped and the provider in lower case."""
+        self.warm()
         from genai_prices.data_snapshot import find_provider_by_id  # noqa: PLC0415 - see warm
 
         if provider_id == "litellm" and "/" in model_ref:
@@ -121,10 +145,13 @@ class BundledPrices:
         notes = _foreign(prices)
         if not context or _has_variant(model, context, query.at):
             return rates, tiers, notes
-        if query.batch and provider.id in HALF_PRICE_BATCH:
-            tiers = tuple(Tier(tier.above, halved(tier.rates)) for tier in tiers)
-            return halved(rates), tiers, (*notes, "batch_at_half")
         return rates, tiers, (*notes, "batch_unknown" if query.batch else "service_tier_unknown")
+
+
+def _remarks(model: "ModelInfo", asked: str) -> tuple[str, ...]:
+    """What a caller should know about the entry itself: that it is gone, or that the name was not quite its."""
+    found = ("deprecated",) if model.deprecated else ()
+    return found if is_known(model, asked) else (*found, f"model_guessed:{model.id}")
 
 
 def _spellings(provider_id: str, model: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ Every rate is an integer of nanos per million units, also for searches and reque
 """
 
 from decimal import ROUND_HALF_EVEN, Decimal
+from fractions import Fraction
 from functools import lru_cache
 
 import msgspec
@@ -39,6 +40,49 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     request: int | None = None
 
 
+def stated(rates: Rates) -> dict[str, int]:
+    """The kinds that have a rate, with it."""
+    return {kind: rate for kind, rate in msgspec.structs.asdict(rates).items() if rate is not None}
+
+
+KINDS = tuple(field.name for field in msgspec.structs.fields(Rates))
+# What is counted in tokens; searches and requests are counted as they are.
+TOKEN_KINDS = tuple(kind for kind in KINDS if kind not in ("web_search", "request"))
+# Names of the ordinary service tier.
+STANDARD_TIERS = frozenset({"", "standard", "default", "auto", "on_demand"})
+# What a kind without a rate of its own is billed as.
+BILLED_AS = {
+    "cache_read": "input",
+    "cache_write": "input",
+    "cache_write_1h": "cache_write",
+    "reasoning": "output",
+    "audio_cache_read": "audio_input",
+    "image_input": "input",
+    "video_input": "input",
+}
+
+
+class Volume(msgspec.Struct, frozen=True):
+    """A discount by what a calendar month has seen so far: marginal, and known only in the order of events.
+
+    ``steps`` ascend: what lies above ``above`` (tokens, or nanos of list cost) costs ``factor`` times the rate; before
+    the first step it costs the rate. ``net_only``: a contract's, which leaves the list price alone.
+    """
+
+    name: str
+    label: str
+    kinds: frozenset[str]
+    by_cost: bool
+    steps: tuple[tuple[int, Fraction], ...]
+    net_only: bool = True
+
+    @property
+    def dearest(self) -> Fraction:
+        """The largest factor that can apply."""
+        below = () if self.steps and self.steps[0][0] == 0 else (Fraction(1),)
+        return max((*below, *(factor for _, factor in self.steps)))
+
+
 class Tier(msgspec.Struct, frozen=True):
     """Rates that re-price the whole call once its inclusive prompt exceeds ``above`` tokens."""
 
@@ -50,8 +94,9 @@ class Tier(msgspec.Struct, frozen=True):
 class RateCard(msgspec.Struct, frozen=True, kw_only=True):
     """Rates of a model as resolved; ``rates`` is the base, ``tiers`` ascend and are complete in themselves.
 
-    ``rates`` are what the org pays. ``list_rates`` are what it would pay without contracts of its own; None: the same.
-    ``rules`` names the price rules that made the difference between the source and these rates.
+    ``rates`` are what the org pays. ``list_rates`` are what it would pay without contracts of its own; None: the same,
+    in every tier too. ``rules`` names the price rules that made the difference between the source and these rates,
+    ``volumes`` those that depend on the month so far.
     ``notes`` are codes of what was assumed, e.g. ``service_tier_unknown`` when the standard rates stand in.
     """
 
@@ -67,6 +112,7 @@ class RateCard(msgspec.Struct, frozen=True, kw_only=True):
     max_output_tokens: int | None = None
     currency: str = "USD"
     notes: tuple[str, ...] = ()
+    volumes: tuple[Volume, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -80,6 +126,15 @@ class RateCard(msgspec.Struct, frozen=True, kw_only=True):
             if prompt_tokens <= tier.above:
                 break
             found = tier.rates
+        return found
+
+    def list_rates_for(self, prompt_tokens: int) -> Rates:
+        """The list rates of such a call."""
+        found = self.list_rates or self.rates
+        for tier in self.tiers:
+            if prompt_tokens <= tier.above:
+                break
+            found = tier.list_rates or tier.rates
         return found
 
 
@@ -102,13 +157,6 @@ def rate_nanos(per_million: Decimal) -> int:
     return nanos
 
 
-def halved(rates: Rates) -> Rates:
-    """Half of every token rate (half-even); searches and requests cost what they cost."""
-    whole = ("web_search", "request")
-    fields = msgspec.structs.asdict(rates).items()
-    return Rates(**{k: v if v is None or k in whole else _half_even(v) for k, v in fields})
-
-
-def _half_even(value: int) -> int:
-    half, odd = divmod(value, 2)
-    return half + (odd & half & 1)
+def times(rate: int, factor: Fraction) -> int:
+    """A rate times a factor, rounded half-even to a whole number of nanos per million."""
+    return round(rate * factor)

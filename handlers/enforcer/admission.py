@@ -7,19 +7,23 @@ commit, reply. Several agents need no coordination beyond these locks.
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Coroutine
 from datetime import datetime, timedelta
+from typing import Any
 
 from handlers.context import Inbound, Services
+from handlers.counting.count import Job
 from handlers.enforcer.alerts import Refusal, tell_refusals
 from handlers.enforcer.catalogue import Catalogue
 from handlers.enforcer.decide import Check, Desk, Outcome, decide, targets_of, too_many_entities
-from handlers.enforcer.incoming import hide_names, read_check
+from handlers.enforcer.incoming import at_present_prices, hide_names, open_check, read_check
 from handlers.enforcer.ledger import Sums
 from handlers.enforcer.plan import Planner, Targets
 from handlers.enforcer.repeats import Repeats
 from handlers.enforcer.sizing import learn
 from handlers.enforcer.tally import APPROVED
 from handlers.enforcer.windows import StaleCatalogue, open_missing
+from schemas.budget import CheckBudget
 from schemas.errors import SignalError, unavailable
 from store import budgets as budget_store
 from store import reservations as reservation_store
@@ -52,11 +56,34 @@ class Admission:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._orgs: dict[str, OrgAdmission] = {}
+        self._parked: set[asyncio.Task[None]] = set()
 
     def submit(self, inbound: Inbound) -> None:
-        """Take a request; it is answered by its batch. Never blocks and never raises."""
+        """Take a request; it is answered by its batch. Never blocks and never raises.
+
+        One whose texts have to be counted first waits apart, and delays no other.
+        """
         try:
-            self.org(inbound.caller.org).submit(read_check(self._services, inbound))
+            request, job = open_check(self._services, inbound)
+            if job is None:
+                self.org(inbound.caller.org).submit(read_check(self._services, inbound, request, None))
+            else:
+                self._park(self._counted(inbound, request, job))
+        except SignalError as error:
+            inbound.fail(error)
+
+    def _park(self, work: Coroutine[Any, Any, None]) -> None:
+        if len(self._parked) >= self._services.limits.check_queue_max:
+            work.close()
+            raise unavailable("too many checks wait to be counted; retry with the same request_id")
+        task = asyncio.get_running_loop().create_task(work)
+        self._parked.add(task)
+        task.add_done_callback(self._parked.discard)
+
+    async def _counted(self, inbound: Inbound, request: CheckBudget, job: Job) -> None:
+        try:
+            counted = await self._services.counter.count(job)
+            self.org(inbound.caller.org).submit(read_check(self._services, inbound, request, counted))
         except SignalError as error:
             inbound.fail(error)
 
@@ -69,12 +96,14 @@ class Admission:
 
     async def drain(self) -> None:
         """Wait until everything submitted is answered."""
+        while self._parked:
+            await asyncio.wait(list(self._parked))
         for queue in list(self._orgs.values()):
             await queue.drain()
 
     def queued(self) -> int:
         """Requests that wait, over all orgs."""
-        return sum(queue.queued for queue in self._orgs.values())
+        return len(self._parked) + sum(queue.queued for queue in self._orgs.values())
 
 
 class OrgAdmission:
@@ -179,7 +208,8 @@ class OrgAdmission:
 
     def _planner_of(self, catalogue: Catalogue) -> Planner:
         services = self._services
-        if self._planner is None or self._planner.catalogue.version != catalogue.version:
+        known = None if self._planner is None else self._planner.catalogue
+        if self._planner is None or known is None or not known.same_as(catalogue):
             self._planner = Planner(
                 catalogue,
                 services.index(self._org),
@@ -203,6 +233,9 @@ class OrgAdmission:
             try:
                 if patient:
                     planner = await self._present(connection, checks)
+                if not checks:
+                    await transaction.rollback()
+                    return
                 answers, changed, decided = await self._transact(connection, planner, checks, careful=careful)
             except BaseException:
                 await _undo(transaction)
@@ -220,6 +253,7 @@ class OrgAdmission:
     def _plan(self, planner: Planner, checks: list[Check]) -> None:
         settings = planner.catalogue.org_settings
         hide_names(self._services.identities, self._org, settings.user_names, checks)
+        at_present_prices(self._services, planner.catalogue, checks)
         for check in checks:
             check.plan = planner.plan(check.key)
         learn(checks, self._org, settings.sizing, self._services.sizing)
@@ -277,9 +311,10 @@ class OrgAdmission:
         return Desk(
             sums,
             now,
-            on_unpriced=str(catalogue.settings.get("on_unpriced", services.limits.on_unpriced)),
+            on_unpriced=services.on_unpriced(catalogue),
             pressure_percent=catalogue.org_settings.pressure_percent,
-            cards=services.prices(self._org),
+            cards=services.prices_of(catalogue),
+            exchange=catalogue.exchange,
         )
 
     async def _open_missing(self, planner: Planner, checks: list[Check]) -> None:

@@ -8,6 +8,7 @@ from handlers.enforcer.ledger import Sums
 from handlers.enforcer.windows import WindowRef
 from schemas.budget import Alternative, BudgetDecision, BudgetWindow, DenialReason
 from schemas.money import format_cost
+from schemas.tokens import ContextUse, TokenCount
 from store.budgets import BudgetRow
 
 _ENCODE = msgspec.json.Encoder().encode
@@ -78,9 +79,12 @@ def approval(
     reservation_id: str | None,
     expires_at: str | None,
     cost: int | None,
+    currency: str,
     budgets: str,
     warnings: list[str],
     alternatives: list[Alternative],
+    context: ContextUse | None,
+    count: TokenCount | None,
 ) -> bytes:
     """An approval in JSON; the same fields as schemas.budget.BudgetDecision (a test compares them)."""
     reservation = f'"{reservation_id}"' if reservation_id is not None else "null"
@@ -88,10 +92,12 @@ def approval(
     estimated = f'"{format_cost(cost)}"' if cost is not None else "null"
     warned = _ENCODE(warnings).decode() if warnings else "[]"
     offered = _ENCODE(alternatives).decode() if alternatives else "[]"
+    used = "null" if context is None else _ENCODE(context).decode()
+    counted = "null" if count is None else _ENCODE(count).decode()
     return (
         f'{{"approved":true,"request_id":{_ENCODE(request_id).decode()},"reservation_id":{reservation},'
-        f'"expires_at":{expires},"estimated_cost":{estimated},"currency":"USD","budgets":[{budgets}],'
-        f'"warnings":{warned},"reason":null,"retry_after_s":null,"alternatives":{offered}}}'
+        f'"expires_at":{expires},"estimated_cost":{estimated},"currency":"{currency}","budgets":[{budgets}],'
+        f'"warnings":{warned},"reason":null,"retry_after_s":null,"alternatives":{offered},"context":{used},"count":{counted}}}'
     ).encode()
 
 
@@ -99,11 +105,14 @@ def denial(
     *,
     request_id: str,
     cost: int | None,
+    currency: str,
     budgets: list[BudgetWindow],
     warnings: list[str],
     reason: DenialReason,
     retry_after_s: int | None,
     alternatives: list[Alternative],
+    context: ContextUse | None,
+    count: TokenCount | None,
 ) -> bytes:
     """A denial in JSON: a normal reply that says why, until when, and what would fit."""
     return _ENCODE(
@@ -113,11 +122,13 @@ def denial(
             reservation_id=None,
             expires_at=None,
             estimated_cost=None if cost is None else format_cost(cost),
-            currency="USD",
+            currency=currency,
             budgets=budgets,
             warnings=warnings,
             reason=reason,
             retry_after_s=retry_after_s,
             alternatives=alternatives,
+            context=context,
+            count=count,
         )
     )

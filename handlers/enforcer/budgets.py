@@ -51,7 +51,8 @@ async def create_budget(ctx: Context, request: CreateBudget) -> Budget:
         change = Change(None, dated(draft, now=now, since=since))
         await write(connection, change, now)
         if request.backfill:
-            await backfill(connection, change.after.main, now)
+            exchange = await ctx.services.books.refresh(connection, ctx.org)
+            await backfill(connection, change.after.main, now, exchange)
         told = await announce(ctx, connection, [change], now)
         if request.backfill:
             await _tell_backfilled(ctx, connection, change.after.main, now)

@@ -9,15 +9,18 @@ from typing import Final
 import msgspec
 
 from handlers.context import Context
+from handlers.counting.requests import job_of, texts_of
 from handlers.enforcer.catalogue import Catalogue
-from handlers.enforcer.estimate import Estimate, estimate
+from handlers.enforcer.charging import needed
+from handlers.enforcer.estimate import Estimate, estimate, terms_of
 from handlers.enforcer.plan import Planner, call_key
-from handlers.enforcer.refusal import amount_of, impossible, over
+from handlers.enforcer.refusal import impossible, over
 from handlers.enforcer.transaction import LockedWindows, MissingWindows, holds, ledger_transaction
 from schemas.base import ATTRIBUTION_FIELDS
 from schemas.budget import CheckBudget, DenialReason, ExtendReservation, ReleaseReservation, ReservationReply
 from schemas.errors import conflict, invalid, not_found
 from schemas.money import format_cost
+from schemas.tokens import TokenCount
 from signals import budget as signals
 from signals import route
 from store import budgets as budget_store
@@ -52,15 +55,30 @@ async def release_reservation(ctx: Context, request: ReleaseReservation) -> Rese
 async def extend_reservation(ctx: Context, request: ExtendReservation) -> ReservationReply:
     """Keep a reservation longer and, with a new estimate, resize it: all or nothing, decided like a check."""
     reservation_id = reservation_uuid(request.reservation_id)
+    count = await _counted(ctx, request, reservation_id)
 
     async def work(connection: Connection, catalogue: Catalogue) -> ReservationReply:
         row = await _locked(connection, ctx.org, reservation_id)
         if row.status != "live":
             raise conflict(f"the reservation is {row.status}; check the budget again", field="reservation_id")
-        change = _change(ctx, row, request, catalogue)
+        change = _change(ctx, row, request, catalogue, count)
         return await _extend(ctx, connection, catalogue, row=row, change=change, ttl_s=request.ttl_s)
 
     return await ledger_transaction(ctx.services, ctx.org, work)
+
+
+async def _counted(ctx: Context, request: ExtendReservation, reservation_id: str) -> TokenCount | None:
+    """The count of the texts of a new estimate, before anything is locked; None where sizes are stated."""
+    texts = texts_of(request)
+    if not texts:
+        return None
+    stated = request.prompt_tokens is not None or request.estimated_cost is not None
+    provider, model = request.provider, request.model
+    if provider is None or model is None:
+        async with ctx.database.transaction() as connection:
+            row = await _locked(connection, ctx.org, reservation_id)
+        provider, model = provider or row.provider, model or row.model
+    return (await ctx.services.counter.count(job_of(ctx.services, provider, model, texts, count=not stated))).count
 
 
 def reservation_uuid(text: str) -> str:
@@ -88,10 +106,12 @@ async def _locked(connection: Connection, org: str, reservation_id: str) -> Rese
     return rows[reservation_id]
 
 
-def _change(ctx: Context, row: ReservationRow, request: ExtendReservation, catalogue: Catalogue) -> _Change:
+def _change(
+    ctx: Context, row: ReservationRow, request: ExtendReservation, catalogue: Catalogue, count: TokenCount | None
+) -> _Change:
     """As it is, or re-estimated for another model or size in the windows of the first decision."""
-    if all(getattr(request, field) is None for field in _NEW_ESTIMATE):
-        same = Estimate(row.estimated_cost, row.estimated_tokens)
+    if count is None and all(getattr(request, field) is None for field in _NEW_ESTIMATE):
+        same = Estimate(row.estimated_cost, row.estimated_tokens, currency=row.currency)
         return _Change(row.provider, row.model, same, dict(holds(row.window_ids, row.held)))
     check = CheckBudget(
         provider=request.provider or row.provider,
@@ -99,18 +119,31 @@ def _change(ctx: Context, row: ReservationRow, request: ExtendReservation, catal
         prompt_tokens=request.prompt_tokens,
         max_completion_tokens=request.max_completion_tokens,
         estimated_cost=request.estimated_cost,
+        currency=request.currency or row.currency,
         **{field: row.attribution[field] for field in ATTRIBUTION_FIELDS if field in row.attribution},
     )
-    found = estimate(check, cards=ctx.prices, at=ctx.now(), limits=ctx.services.limits)
+    services = ctx.services
+    on_unpriced = services.on_unpriced(catalogue)
+    found = estimate(
+        check,
+        cards=services.prices_of(catalogue),
+        at=ctx.now(),
+        terms=terms_of(catalogue, services.limits),
+        on_unpriced=on_unpriced,
+        count=count,
+    )
     planner = Planner(catalogue, ctx.services.index(ctx.org), 1)
     plan = planner.plan(call_key(check))
     pairs, missing = planner.windows_of(plan, row.decided_at)
     if missing:
         raise MissingWindows([(match, row.decided_at) for match in missing])
-    amounts = {ref.window_id: amount_of(match.budget, found) for match, ref in pairs}
-    on_unpriced = catalogue.settings.get("on_unpriced", ctx.services.limits.on_unpriced)
+    amounts, lacking = needed(pairs, (found.cost or 0, found.tokens, 1), found.currency, catalogue.exchange)
     model = f"{check.provider}/{check.model}"
-    denial = impossible(plan, found, model=model, reject_unpriced=on_unpriced == "reject")
+    without = pairs if on_unpriced == "reject" else []
+    unrated = [(match.budget, lacking[ref.window_id]) for match, ref in without if ref.window_id in lacking]
+    denial = impossible(
+        plan, found, model=model, reject_unpriced=on_unpriced in ("reject", "estimate"), unrated=unrated
+    )
     return _Change(check.provider, check.model, found, amounts, denial)
 
 
@@ -153,11 +186,13 @@ async def _extend(
         provider=change.provider,
         model=change.model,
         cost=change.estimate.cost,
+        currency=change.estimate.currency,
         tokens=change.estimate.tokens,
         window_ids=window_ids,
         held=[change.amounts.get(window_id, 0) for window_id in window_ids],
     )
-    return _reply(replace(row, expires_at=expires_at, estimated_cost=change.estimate.cost))
+    found = change.estimate
+    return _reply(replace(row, expires_at=expires_at, estimated_cost=found.cost, currency=found.currency))
 
 
 def _gated(catalogue: Catalogue, windows: LockedWindows, window: WindowRow, more_of: Mapping[int, int]) -> bool:
@@ -184,6 +219,7 @@ def _reply(row: ReservationRow) -> ReservationReply:
         status=row.status,  # pyright: ignore[reportArgumentType]  # A CHECK holds the column to these values.
         expires_at=row.expires_at,
         estimated_cost=None if row.estimated_cost is None else format_cost(row.estimated_cost),
+        currency=row.currency,
     )
 
 

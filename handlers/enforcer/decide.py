@@ -2,12 +2,14 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
 from handlers.context import Inbound
 from handlers.cost.org_prices import Prices
+from handlers.currency.exchange import Exchange
 from handlers.enforcer import sizing
 from handlers.enforcer.answers import (
     WindowText,
@@ -18,15 +20,18 @@ from handlers.enforcer.answers import (
     window_text,
     wire_time,
 )
+from handlers.enforcer.charging import needed, unrated
 from handlers.enforcer.estimate import Estimate
 from handlers.enforcer.ledger import Sums
 from handlers.enforcer.offers import cheaper, instead
 from handlers.enforcer.plan import CallKey, Plan, Targets
 from handlers.enforcer.refusal import explain, full_reason, impossible, refusing, retry_after_s
 from schemas.budget import Alternative, CheckBudget, DenialReason
+from store.budgets import BudgetRow
 from store.reservations import NewReservations
 
 _NOWHERE: Final = Plan([], "{}", [])
+_ALL_RATED: Final[dict[int, str]] = {}
 
 
 @dataclass(slots=True)
@@ -82,13 +87,21 @@ class Desk:
     """Locked windows of a batch, and the text of each for the replies."""
 
     def __init__(
-        self, sums: dict[int, Sums], now: datetime, *, on_unpriced: str, pressure_percent: int, cards: Prices
+        self,
+        sums: dict[int, Sums],
+        now: datetime,
+        *,
+        on_unpriced: str,
+        pressure_percent: int,
+        cards: Prices,
+        exchange: Exchange,
     ) -> None:
         self.sums = sums
         self.now = now
         self.on_unpriced = on_unpriced
         self.pressure_percent = pressure_percent
         self.cards = cards
+        self.exchange = exchange
         self._texts: dict[int, WindowText] = {}
         self._expiries: dict[int, str] = {}
 
@@ -119,25 +132,32 @@ class Desk:
 def decide(checks: list[Check], desk: Desk) -> Outcome:
     """Approve what fits, in order, each against what those before it left."""
     outcome = Outcome([], NewReservations(), set())
-    reject_unpriced = desk.on_unpriced == "reject"
+    # Under "estimate" nothing is without a cost but what no rate is known for at all.
+    reject_unpriced = desk.on_unpriced in ("reject", "estimate")
     for check in checks:
         plan, found = check.plan, check.estimate
         measures = (found.cost or 0, found.tokens, 1)
-        amounts = [measures[unit] for unit in plan.units]
-        if found.learned is not None:
-            amounts = sizing.amounts(found, plan, desk.sums)
-        full = refusing(plan, desk.sums, amounts, unpriced=found.cost is None)
-        if plan.refusal is None and not full and found.over_context is None and found.cost is not None:
-            outcome.decisions.append(_approve(check, desk, amounts, outcome))
+        worst, lacking = [measures[unit] for unit in plan.units], _ALL_RATED
+        if plan.currency not in ("", found.currency):  # As charging.converts, without a call.
+            worst, lacking = foreign(plan, measures, found.currency, desk.exchange)
+        amounts = worst if found.learned is None else sizing.amounts(found, plan, desk.sums, worst, desk.exchange)
+        full = refusing(plan, desk.sums, amounts, unpriced=found.cost is None, lacking=lacking)
+        fits = plan.refusal is None and not full and found.over_context is None
+        if fits and found.cost is not None and not lacking:
+            outcome.decisions.append(_approve(check, desk, amounts, worst, lacking, outcome))
             continue
         model = f"{check.request.provider}/{check.request.model}"
-        reason = impossible(plan, found, model=model, reject_unpriced=reject_unpriced)
+        without: list[tuple[BudgetRow, str]] = []
+        if desk.on_unpriced == "reject":
+            windows = zip(plan.matches, plan.window_ids, strict=True)
+            without = [(match.budget, lacking[w]) for match, w in windows if w in lacking]
+        reason = impossible(plan, found, model=model, reject_unpriced=reject_unpriced, unrated=without)
         if reason is not None:
             full = []  # No budget was asked: none is shown as full, none says when to come again.
         elif full:
             reason = full_reason(plan, full, amounts, desk.sums)
         if reason is None:
-            outcome.decisions.append(_approve(check, desk, amounts, outcome))
+            outcome.decisions.append(_approve(check, desk, amounts, worst, lacking, outcome))
         else:
             outcome.decisions.append(_deny(check, desk, reason, full, amounts))
             outcome.denials[reason.code] += 1
@@ -145,10 +165,22 @@ def decide(checks: list[Check], desk: Desk) -> Outcome:
     return outcome
 
 
-def _approve(check: Check, desk: Desk, amounts: list[int], outcome: Outcome) -> Approval:
+def foreign(
+    plan: Plan, measures: tuple[int, int, int], currency: str, exchange: Exchange
+) -> tuple[list[int], dict[int, str]]:
+    """What a call needs in each window of its plan, rounded up; and the windows that lack a rate, with the pair."""
+    found = needed(zip(plan.matches, plan.refs, strict=True), measures, currency, exchange)
+    return [found.amounts[window_id] for window_id in plan.window_ids], found.lacking
+
+
+def _approve(
+    check: Check, desk: Desk, amounts: list[int], worst: list[int], lacking: Mapping[int, str], outcome: Outcome
+) -> Approval:
     plan, warnings = check.plan, check.estimate.warnings
     if check.estimate.cost is None:
         warnings = [*warnings, "unpriced: cost budgets could not be applied"]
+    if lacking:
+        warnings = [*warnings, *unrated(plan, lacking)]
     if plan.warnings:
         warnings = [*warnings, *plan.warnings]
     # Of what would be there without this call: an offer takes its place.
@@ -165,7 +197,7 @@ def _approve(check: Check, desk: Desk, amounts: list[int], outcome: Outcome) -> 
     if reserve:
         outcome.touched.update(plan.window_ids)
         _add_row(check, amounts, outcome.new)
-        if check.estimate.learned is not None and (said := sizing.warning(check.estimate, plan.units, amounts)):
+        if check.estimate.learned is not None and (said := sizing.warning(plan.units, amounts, worst)):
             warnings = [*warnings, said]
     return Approval(check, reserved, warnings, alternatives)
 
@@ -192,7 +224,11 @@ def _cheaper(check: Check, desk: Desk, amounts: list[int]) -> list[Alternative]:
         (window.spent + window.reserved + amount) * 100 >= desk.pressure_percent * window.limit
         for window, amount in zip(windows, amounts, strict=True)
     )
-    return cheaper(check.estimate, plan, desk.sums, cards=desk.cards, at=desk.now) if pressed else []
+    return (
+        cheaper(check.estimate, plan, desk.sums, cards=desk.cards, at=desk.now, exchange=desk.exchange)
+        if pressed
+        else []
+    )
 
 
 def _approval(approved: Approval, desk: Desk) -> bytes:
@@ -203,15 +239,25 @@ def _approval(approved: Approval, desk: Desk) -> bytes:
         reservation_id=check.reservation_id if reserve else None,
         expires_at=desk.expires(check.ttl_s) if reserve else None,
         cost=check.estimate.cost,
+        currency=check.estimate.currency,
         budgets=desk.texts(check.plan, approved.reserved),
         warnings=approved.warnings,
         alternatives=approved.alternatives,
+        context=check.estimate.context,
+        count=check.estimate.count,
     )
 
 
 def _add_row(check: Check, amounts: list[int], new: NewReservations) -> None:
     request, plan, found, caller = check.request, check.plan, check.estimate, check.inbound.caller
-    kind = (request.provider, request.model, plan.attribution, plan.window_array, caller.key or caller.user)
+    kind = (
+        request.provider,
+        request.model,
+        plan.attribution,
+        plan.window_array,
+        caller.key or caller.user,
+        found.currency,
+    )
     new.kind.append(new.number_of(kind))
     new.ids.append(check.reservation_id)
     new.request_ids.append(check.request_id)
@@ -228,14 +274,20 @@ def _deny(check: Check, desk: Desk, reason: DenialReason, full: list[int], amoun
     return denial(
         request_id=check.request_id,
         cost=check.estimate.cost,
+        currency=check.estimate.currency,
         budgets=[window_reply(plan.matches[i].budget, plan.refs[i], desk.sums[plan.window_ids[i]]) for i in shown],
         warnings=[*check.estimate.warnings, *plan.warnings],
         reason=reason,
         retry_after_s=retry_after_s(plan, full, amounts, desk.sums, desk.now) if full else None,
-        alternatives=instead(check.request, check.estimate, plan, desk.sums, cards=desk.cards, at=desk.now)
-        if full
-        else [],
+        alternatives=_instead(check, desk) if full else [],
+        context=check.estimate.context,
+        count=check.estimate.count,
     )
+
+
+def _instead(check: Check, desk: Desk) -> list[Alternative]:
+    request, found = check.request, check.estimate
+    return instead(request, found, check.plan, desk.sums, cards=desk.cards, at=desk.now, exchange=desk.exchange)
 
 
 def too_many_entities(check: Check, now: datetime) -> bytes:
@@ -245,11 +297,14 @@ def too_many_entities(check: Check, now: datetime) -> bytes:
     return denial(
         request_id=check.request_id,
         cost=check.estimate.cost,
+        currency=check.estimate.currency,
         budgets=[],
         warnings=check.estimate.warnings,
         reason=DenialReason(code="too_many_entities", message=text),
         retry_after_s=max(1, math.ceil((next_hour - now).total_seconds())),
         alternatives=[],
+        context=check.estimate.context,
+        count=check.estimate.count,
     )
 
 

@@ -16,6 +16,7 @@ from handlers.enforcer.calendar import zone
 from handlers.enforcer.catalogue import EVERY
 from handlers.enforcer.ledger import effective_limit
 from schemas.budget import CreateBudget, OverridePolicy, Rate, UpdateBudget
+from schemas.currencies import known_currency
 from schemas.errors import invalid
 from schemas.money import COST_NANOS_MAX, COUNT_MAX, AmountError, format_cost, parse_cost, parse_count
 from signals import ROLES
@@ -40,8 +41,7 @@ def drafted(request: CreateBudget, *, org: str, now: datetime, new_id: Ids, mana
     zone(request.timezone)
     if request.type == "global" and request.entity_id != EVERY:
         raise invalid("a global budget has no entity: leave it out or give '*'", field="entity_id")
-    if request.unit == "cost" and request.currency != "USD":
-        raise invalid("only USD is kept so far", field="currency")
+    known_currency(request.currency)
     row = BudgetRow(
         org_id=org,
         budget_id=new_id(),
@@ -129,7 +129,7 @@ def gone(row: BudgetRow, now: datetime) -> BudgetRow:
 def rate_of(row: BudgetRow) -> Rate:
     """A rate as callers write it."""
     limit = format_cost(row.base_limit) if row.unit == "cost" else str(row.base_limit)
-    return msgspec.convert({"limit": limit, "unit": row.unit, "period": row.period}, Rate)
+    return msgspec.convert({"limit": limit, "unit": row.unit, "period": row.period, "currency": row.currency}, Rate)
 
 
 def rate_name(name: str) -> str:
@@ -157,7 +157,8 @@ def _rated(
         text = f"a {main.period} throttle needs the rate at which calls go on, e.g. 60 requests a minute"
         raise invalid(text, field="rate")
     limit = _limit(wanted.unit, wanted.limit, field="rate.limit")
-    if before is None or (before.unit, before.period) != (wanted.unit, wanted.period):
+    counts = (wanted.unit, wanted.period, _rate_currency(main, wanted))
+    if before is None or (before.unit, before.period, before.currency) != counts:
         return _new_rate(main, wanted, limit, now=now, budget_id=new_id())
     same = {"on_expiry": main.on_expiry, "active": main.active, "managed": main.managed}
     row = replace(before, name=rate_name(main.name), base_limit=limit, **same)
@@ -171,7 +172,7 @@ def _new_rate(main: BudgetRow, wanted: Rate, limit: int, *, now: datetime, budge
         version=1,
         name=rate_name(main.name),
         unit=wanted.unit,
-        currency="USD" if wanted.unit == "cost" else None,
+        currency=_rate_currency(main, wanted),
         period=wanted.period,
         base_limit=limit,
         overage_percent=0,
@@ -185,6 +186,13 @@ def _new_rate(main: BudgetRow, wanted: Rate, limit: int, *, now: datetime, budge
         updated_at=now,
         gate_id=main.budget_id,
     )
+
+
+def _rate_currency(main: BudgetRow, wanted: Rate) -> str | None:
+    """What a rate of cost is in: what it says, else as its budget."""
+    if wanted.unit != "cost":
+        return None
+    return known_currency(wanted.currency or main.currency or "USD", field="rate.currency")
 
 
 def _check(row: BudgetRow) -> None:

@@ -1,20 +1,24 @@
 """Why a budget applies to a call or just misses it, and what it would do: in words that name the fields."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Final, get_args
 
+from handlers.currency.told import shown_rate
 from handlers.enforcer.answers import amount_text
 from handlers.enforcer.catalogue import ENTITY_FIELD, EVERY, Catalogue, Match, filters_match, pattern_matches
 from handlers.enforcer.drafts import Whole
 from handlers.enforcer.shown import Present, budget_reply, own_window, present
 from schemas.budget import AppliedBudget, BudgetType, Effect, NotApplied
+from schemas.exchange import ExchangeRate
 from store.budgets import BudgetRow
 from store.pool import Connection
 
 NEAR_MISSES_MAX: Final = 50
+# What public list prices are in.
+_DOLLAR: Final = "USD"
 _TYPES: Final[dict[str, int]] = {name: i for i, name in enumerate(get_args(BudgetType))}
 _EFFECTS: Final[dict[str, tuple[Effect, str]]] = {
     "block": ("blocks", "refuses what does not fit"),
@@ -77,7 +81,23 @@ def applied_budget(scene: Scene, found: Present, gates: Gates, *, filled: bool) 
         effect_text=text,
         gate_id=budget.gate_id or (None if rate is None else rate.budget_id),
         raised=amount_text(budget, raised),
+        exchange_rates=_frozen_rates(scene.catalogue, found),
     )
+
+
+def _frozen_rates(catalogue: Catalogue, found: Present) -> list[ExchangeRate]:
+    """The rates of a window for dollars and the org's own currency; a window not opened yet would freeze today's."""
+    budget, ref, exchange = found.budget, found.ref, catalogue.exchange
+    if budget.unit != "cost" or budget.currency is None:
+        return []
+    revision = ref.fx_revision if ref.window_id else exchange.revision
+    began = max(ref.starts_at, budget.counting_since).date()
+    shown: list[ExchangeRate] = []
+    for currency in sorted({_DOLLAR, catalogue.org_settings.currency} - {budget.currency}):
+        rate = exchange.frozen(revision, currency, budget.currency)
+        if rate is not None:
+            shown.append(shown_rate(replace(rate, stale=exchange.stale(rate.as_of, began))))
+    return shown
 
 
 def denying(found: Iterable[Present], gates: Gates) -> Iterator[str]:
@@ -145,7 +165,7 @@ def _effect(found: Present, rate: BudgetRow | None, gate: Present | None) -> tup
         now = "is used up, so it binds" if gate.full else "has room left, so it refuses nothing"
         return "throttles", f"binds only while budget '{gate.budget.name}' is used up; that one {now}"
     if rate is not None:
-        unit = "USD" if rate.unit == "cost" else rate.unit
+        unit = rate.currency if rate.unit == "cost" else rate.unit
         per = "minute" if rate.period == "minute" else "hour"
         at = f"{amount_text(rate, rate.base_limit)} {unit} per {per}"
         now = ", as it is now" if found.full else ""

@@ -64,6 +64,8 @@ class Plan:
     units: list[int] = field(default_factory=list[int])
     # From then on every match counts; earlier charges have to be looked at one by one.
     counts_from: datetime = EPOCH
+    # The one currency of its cost budgets; empty where none counts cost, None where they differ.
+    currency: str | None = ""
     refusal: DenialReason | None = None
     team_id: str | None = None
     mismatch: bool = False
@@ -178,6 +180,7 @@ class Planner:
             msgspec.json.encode(named).decode(),
             [],
             counts_from=since,
+            currency=_currency(matches),
             refusal=found.refusal,
             team_id=found.team_id,
             mismatch=found.mismatch,
@@ -192,6 +195,11 @@ class Planner:
             for preference in wanted
             if (preference.provider, preference.model) != key[:2]
         ]
+
+
+def _currency(matches: list[Match]) -> str | None:
+    found = {match.budget.currency or "" for match in matches if match.budget.unit == "cost"}
+    return None if len(found) > 1 else next(iter(found), "")
 
 
 def _gates(matches: list[Match]) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from handlers.enforcer.calendar import zone
 from handlers.enforcer.catalogue import ENTITY_FIELD, EVERY
 from schemas.base import Name
 from schemas.budget import BudgetFilters, OnExpiry, OverridePolicy, Rate, Rollover
+from schemas.currencies import known_currency
 from schemas.errors import SignalError
 from signals import ROLES
 
@@ -96,14 +97,22 @@ def _measure(symbol: str | None, of: str | None) -> Fields:
     """What an amount counts: money of a currency, tokens or requests; of nothing that is said, money."""
     code = None if symbol is None else _SYMBOLS.get(symbol) or symbol.strip()
     if of is None:
-        return {"unit": "cost", "currency": code}
+        return {"unit": "cost", "currency": None if code is None else _code(code)}
     if of.lower() in _UNITS:
         if code is not None:
             raise WordError(f"counts {of} and money at once")
         return {"unit": _UNITS[of.lower()]}
     if not re.fullmatch(r"[A-Z]{3}", of) or (code is not None and code != of):
         raise WordError(f"'{of}' is nothing that is counted: a currency, tokens or requests")
-    return {"unit": "cost", "currency": of}
+    return {"unit": "cost", "currency": _code(of)}
+
+
+def _code(code: str) -> str:
+    """A currency there is."""
+    try:
+        return known_currency(code)
+    except SignalError as error:
+        raise WordError(error.message) from None
 
 
 def _number(found: re.Match[str]) -> str:
@@ -153,14 +162,12 @@ def read_rate(value: Any) -> Fields:
     found = read_amount(value)
     if found["period"] not in ("minute", "hourly"):
         raise WordError("is not a rate per minute or hour such as '60 requests/minute'")
-    if found.get("currency") not in (None, "USD"):
-        raise WordError("only USD is kept so far")
-    return {"rate": Rate(limit=found["limit"], unit=found["unit"], period=found["period"])}
+    return {"rate": Rate(**found)}
 
 
 def rate_words(rate: Rate) -> str:
     """A rate as a policy says it."""
-    return amount_words(limit=rate.limit, unit=rate.unit, period=rate.period, currency="USD")
+    return amount_words(limit=rate.limit, unit=rate.unit, period=rate.period, currency=rate.currency or "USD")
 
 
 def read_alerts(value: Any) -> Fields:
@@ -247,7 +254,7 @@ def read_currency(value: Any) -> Fields:
     """``currency``: three capitals."""
     if not isinstance(value, str) or not re.fullmatch(r"[A-Z]{3}", value):
         raise WordError("is not an ISO 4217 code such as USD")
-    return {"currency": value}
+    return {"currency": _code(value)}
 
 
 def read_active(value: Any) -> Fields:

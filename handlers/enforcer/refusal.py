@@ -1,6 +1,6 @@
 """Why a call is refused: which windows have no room for it, and what is said about the one that counts. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 from handlers.enforcer.answers import amount_text, wire_time
@@ -12,21 +12,19 @@ from schemas.budget import DenialReason
 from store.budgets import BudgetRow
 
 
-def amount_of(budget: BudgetRow, estimate: Estimate) -> int:
-    """What a call takes from a budget, in its unit; what has no price takes nothing and is flagged."""
-    if budget.unit == "cost":
-        return estimate.cost or 0
-    return estimate.tokens if budget.unit == "tokens" else 1
-
-
-def refusing(plan: Plan, sums: Mapping[int, Sums], amounts: list[int], *, unpriced: bool) -> list[int]:
+def refusing(
+    plan: Plan, sums: Mapping[int, Sums], amounts: list[int], *, unpriced: bool, lacking: Collection[int] = ()
+) -> list[int]:
     """Positions in a plan of budgets without room.
 
-    One of cost that has nothing left also refuses what nobody knows the price of (P5); a rate with a gate refuses only
-    while the budget it belongs to is used up.
+    One of cost that has nothing left also refuses what nobody knows the price of, or how to convert it (P5): that is
+    every one where ``unpriced``, else the windows ``lacking`` a rate. A rate with a gate refuses only while the budget
+    it belongs to is used up.
     """
     if unpriced:
         amounts = [a or int(m.budget.unit == "cost") for a, m in zip(amounts, plan.matches, strict=True)]
+    elif lacking:
+        amounts = [a or int(w in lacking) for a, w in zip(amounts, plan.window_ids, strict=True)]
     full = [i for i, w in enumerate(plan.window_ids) if amounts[i] and not sums[w].fits(amounts[i])]
     for i, gate in plan.gates:
         takes = amounts[i] and over(sums[plan.window_ids[i]], amounts[i])
@@ -40,15 +38,30 @@ def over(sums: Sums, amount: int) -> bool:
     return sums.spent + sums.reserved + amount > sums.limit
 
 
-def impossible(plan: Plan, found: Estimate, *, model: str, reject_unpriced: bool) -> DenialReason | None:
-    """Why no budget has to be asked: a brake, lacking attribution, the model's context window, no price."""
+def impossible(
+    plan: Plan,
+    found: Estimate,
+    *,
+    model: str,
+    reject_unpriced: bool,
+    unrated: Sequence[tuple[BudgetRow, str]] = (),
+) -> DenialReason | None:
+    """Why no budget has to be asked: a brake, lacking attribution, the model's context window, no price, no rate.
+
+    ``unrated`` are the budgets that lack the exchange rate of a pair of currencies, where that refuses a call.
+    """
     if plan.refusal is not None:
         return plan.refusal
     if found.over_context is not None:
-        text = f"{found.tokens} prompt and completion tokens exceed the context window of {found.over_context} tokens"
-        return DenialReason(code="context_window_exceeded", message=text)
+        return found.over_context
     if found.cost is None and reject_unpriced and limits_cost(plan):
         return DenialReason(code="unpriced", message=f"{model} has no price")
+    blocked = [(budget, pair) for budget, pair in unrated if budget.blocking]
+    if blocked:
+        budget, pair = blocked[0]
+        text = f"there is no exchange rate {pair}, so budget '{budget.name}' cannot be applied"
+        ids = list(dict.fromkeys(b.budget_id for b, _ in blocked))
+        return DenialReason(code="no_exchange_rate", message=text, budget_id=budget.budget_id, budgets=ids)
     return None
 
 

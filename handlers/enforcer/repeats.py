@@ -9,11 +9,10 @@ import msgspec
 from handlers.enforcer import sizing
 from handlers.enforcer.answers import approval, wire_time
 from handlers.enforcer.catalogue import Catalogue
-from handlers.enforcer.decide import Check, Desk
-from handlers.enforcer.estimate import Estimate
+from handlers.enforcer.decide import Check, Desk, foreign
 from handlers.enforcer.windows import StaleCatalogue
 from schemas.budget import CheckBudget
-from schemas.errors import SignalError, conflict, invalid
+from schemas.errors import SignalError, conflict
 from store import budgets as budget_store
 from store import reservations as reservation_store
 from store.pool import Connection
@@ -72,24 +71,24 @@ def _answer(check: Check, row: ReservationRow, desk: Desk) -> bytes | SignalErro
         reservation_id=row.reservation_id,
         expires_at=wire_time(row.expires_at),
         cost=row.estimated_cost,
+        currency=row.currency,
         budgets=desk.texts(check.plan, desk.reserved(check.plan)),
-        warnings=_warnings(check, row),
+        warnings=_warnings(check, row, desk),
         alternatives=[],
+        context=check.estimate.context,
+        count=check.estimate.count,
     )
 
 
-def _warnings(check: Check, row: ReservationRow) -> list[str]:
-    warnings = check.estimate.warnings
-    if check.estimate.learned is None or row.window_ids != check.plan.window_ids:
+def _warnings(check: Check, row: ReservationRow, desk: Desk) -> list[str]:
+    warnings, plan = check.estimate.warnings, check.plan
+    if check.estimate.learned is None or row.window_ids != plan.window_ids:
         return warnings
-    said = sizing.warning(Estimate(row.estimated_cost, row.estimated_tokens), check.plan.units, row.held)
+    worst, _ = foreign(plan, (row.estimated_cost or 0, row.estimated_tokens, 1), row.currency, desk.exchange)
+    said = sizing.warning(plan.units, row.held, worst)
     return warnings if said is None else [*warnings, said]
 
 
-def body_hash(request: CheckBudget) -> bytes:
-    """What tells a repeat from another request under the same id (R5)."""
-    try:
-        return hashlib.blake2b(_PACK(request), digest_size=16).digest()
-    except (OverflowError, RecursionError):
-        text = "is nested too deeply, or holds a whole number beyond 64 bits"
-        raise invalid(text, field="messages") from None
+def body_hash(request: CheckBudget, texts: bytes = b"") -> bytes:
+    """What tells a repeat from another request under the same id (R5); ``texts`` is the digest of those it carried."""
+    return hashlib.blake2b(_PACK(request) + texts, digest_size=16).digest()

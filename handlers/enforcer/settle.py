@@ -1,11 +1,12 @@
 """What a batch of usage does to reservations and windows (R7, R8). Pure; the rows are locked by the caller."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from handlers.enforcer.ledger import Sums
+from handlers.enforcer.ledger import SUM_MAX, Sums
 from store.reservations import ReservationRow
+from store.windows import WindowRow
 
 # One change of one window: its id, what leaves reserved, what is booked, and what was presumed and is taken back first.
 Move = tuple[int, int, int, int]
@@ -95,6 +96,11 @@ def book_each(moves: Iterable[Move], sums: dict[int, Sums]) -> list[int]:
             window.charge(-presumed)
         found.append(window.settle(held, actual))
     return found
+
+
+def beyond(rows: Iterable[WindowRow], sums: Mapping[int, Sums]) -> set[int]:
+    """Windows that would come to hold more than any sum is kept of: a budget of small units, far beyond its limit."""
+    return {row.window_id for row in rows if row.spent < sums[row.window_id].spent > SUM_MAX}
 
 
 def charged_at(

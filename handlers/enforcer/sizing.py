@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from handlers.context import Services
+from handlers.currency.exchange import Exchange
+from handlers.enforcer.charging import converts, needed
 from handlers.enforcer.estimate import Estimate, Learned
 from handlers.enforcer.histograms import Histogram, Histograms, levels, part
 from handlers.enforcer.ledger import Sums
@@ -63,30 +65,37 @@ def learned(request: CheckBudget, found: Estimate, rule: Sizing, known: Mapping[
     return Learned(cost, tokens, rule.share_cap_percent)
 
 
-def amounts(found: Estimate, plan: Plan, sums: Mapping[int, Sums]) -> list[int]:
-    """What a call sized by observation sets aside in each window of its plan, in the window's unit.
+def amounts(
+    found: Estimate, plan: Plan, sums: Mapping[int, Sums], worst: Sequence[int], exchange: Exchange
+) -> list[int]:
+    """What a call sized by observation sets aside in each window of its plan, in the window's unit, like ``worst``.
 
     More than is observed where the rest would leave more than the share cap of a blocking window's limit unreserved.
     """
     sized = found.learned
     assert sized is not None
-    worst = (found.cost or 0, found.tokens, 1)
-    usual = (sized.cost or 0, sized.tokens, 1)
+    measures = (sized.cost or 0, sized.tokens, 1)
+    usual = [measures[unit] for unit in plan.units]
+    if converts(plan, found.currency):
+        converted = needed(zip(plan.matches, plan.refs, strict=True), measures, found.currency, exchange)
+        usual = [converted.amounts[window_id] for window_id in plan.window_ids]
     taken: list[int] = []
-    for unit, window_id in zip(plan.units, plan.window_ids, strict=True):
-        window, amount = sums[window_id], usual[unit]
-        if window.blocking:
-            amount = max(amount, worst[unit] - window.limit * sized.share_cap_percent // 100)
-        taken.append(amount)
+    for amount, most, window_id in zip(usual, worst, plan.window_ids, strict=True):
+        window = sums[window_id]
+        part_of = window.limit * sized.share_cap_percent // 100
+        taken.append(max(amount, most - part_of) if window.blocking else amount)
     return taken
 
 
-def warning(found: Estimate, units: Sequence[int], held: Sequence[int]) -> str | None:
+def warning(units: Sequence[int], held: Sequence[int], worst: Sequence[int]) -> str | None:
     """Tells a caller that less than the worst case is held; None where it is all held, or nothing is."""
-    costs = [amount for unit, amount in zip(units, held, strict=True) if unit == _COST]
-    if costs and found.cost is not None and max(costs) < found.cost:
-        return f"learned: reserved {format_cost(max(costs))} of at most {format_cost(found.cost)}"
-    tokens = [amount for unit, amount in zip(units, held, strict=True) if unit == _TOKENS]
-    if tokens and max(tokens) < found.tokens:
-        return f"learned: reserved {max(tokens)} of at most {found.tokens} tokens"
+    amounts = list(zip(units, held, worst, strict=True))
+    costs = [(taken, most) for unit, taken, most in amounts if unit == _COST]
+    if costs and all(taken < most for taken, most in costs):
+        taken, most = max(costs)
+        return f"learned: reserved {format_cost(taken)} of at most {format_cost(most)}"
+    tokens = [(taken, most) for unit, taken, most in amounts if unit == _TOKENS]
+    if tokens and all(taken < most for taken, most in tokens):
+        taken, most = max(tokens)
+        return f"learned: reserved {taken} of at most {most} tokens"
     return None

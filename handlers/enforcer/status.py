@@ -114,7 +114,7 @@ def _reservation(row: ReservationRow, windows: dict[int, WindowRow], catalogue: 
         attribution=row.attribution,
         estimated_cost=None if row.estimated_cost is None else format_cost(row.estimated_cost),
         estimated_tokens=row.estimated_tokens,
-        currency="USD",
+        currency=row.currency,
         caller=row.caller,
         decided_at=row.decided_at,
         expires_at=row.expires_at,

@@ -91,8 +91,9 @@ async def _expire(services: Services, connection: Connection, catalogue: Catalog
 
 
 def _by_caller(rows: list[ReservationRow]) -> list[Unsettled]:
-    counts: dict[str, tuple[int, int]] = {}
+    counts: dict[tuple[str, str], tuple[int, int]] = {}
     for row in rows:
-        count, cost = counts.get(row.caller or "anonymous", (0, 0))
-        counts[row.caller or "anonymous"] = (count + 1, cost + (row.estimated_cost or 0))
-    return [Unsettled(caller, *counts[caller]) for caller in sorted(counts)]
+        key = (row.caller or "anonymous", row.currency)
+        count, cost = counts.get(key, (0, 0))
+        counts[key] = (count + 1, cost + (row.estimated_cost or 0))
+    return [Unsettled(caller, *counts[caller, currency], currency) for caller, currency in sorted(counts)]

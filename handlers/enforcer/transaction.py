@@ -45,6 +45,8 @@ async def ledger_transaction(services: Services, org: str, work: Work[T]) -> T:
                 return await work(connection, catalogue)
         except MissingWindows as missing:
             await _create(services, catalogue, missing.wanted)
+        except StaleCatalogue:
+            await services.reload_catalogue(org)  # Its windows froze newer rates than this agent has read.
         except RETRYABLE:
             continue
     raise unavailable("the ledger is too busy; nothing has changed, try again")

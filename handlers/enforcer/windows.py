@@ -25,18 +25,19 @@ Wanted = dict[Key, tuple[BudgetRow, datetime]]
 
 @dataclass(frozen=True, slots=True)
 class WindowRef:
-    """A window that exists: its id and bounds never change."""
+    """A window that exists: its id, its bounds and the revision of its exchange rates never change."""
 
     window_id: int
     budget_id: str
     entity_id: str
     starts_at: datetime
     ends_at: datetime | None
+    fx_revision: int | None = None
 
     @classmethod
     def of(cls, row: WindowRow) -> "WindowRef":
         """The identity of a stored window."""
-        return cls(row.window_id, row.budget_id, row.entity_id, row.starts_at, row.ends_at)
+        return cls(row.window_id, row.budget_id, row.entity_id, row.starts_at, row.ends_at, row.fx_revision)
 
     def holds(self, at: datetime) -> bool:
         """Whether ``at`` lies in the window."""

@@ -11,6 +11,9 @@ from handlers.enforcer.transaction import catalogue_change
 from handlers.events import cloud_event
 from handlers.org_settings import NAMES, OrgSettings
 from schemas.base import to_builtins
+from schemas.currencies import known_currency
+from schemas.errors import invalid
+from schemas.money import AmountError, parse_cost
 from schemas.settings import (
     Configuration,
     ConfigureManager,
@@ -27,7 +30,7 @@ from store.pool import Connection
 
 _ENTITY: Final = "settings"
 # Lists of names in which neither order nor repetition says anything.
-_SETS: Final = ("required_attribution", "reported_cost_providers")
+_SETS: Final = ("required_attribution", "reported_cost_providers", "self_hosted_providers")
 
 
 async def configure_manager(ctx: Context, request: ConfigureManager) -> Configuration:
@@ -59,7 +62,11 @@ async def get_configuration(ctx: Context, request: GetConfiguration) -> Configur
 
 
 def _settings(ctx: Context, stored: Mapping[str, Any]) -> OrgSettings:
-    return OrgSettings.of(stored, on_unpriced=ctx.services.limits.on_unpriced)
+    return OrgSettings.of(
+        stored,
+        completion_tokens_default=ctx.services.limits.completion_tokens_default,
+        on_unpriced=ctx.services.limits.on_unpriced,
+    )
 
 
 def _stored(before: OrgSettings, value: Any, name: str) -> Any:
@@ -69,7 +76,21 @@ def _stored(before: OrgSettings, value: Any, name: str) -> Any:
         value = msgspec.structs.replace(before.sizing, **{k: v for k, v in parts if v is not msgspec.UNSET})
     if name in _SETS:
         return sorted(set(value))
+    if name == "currency":
+        known_currency(value)
+    if name == "unpriced_rates":
+        _check_rates(value)
     return to_builtins(value)
+
+
+def _check_rates(rates: Mapping[str, str]) -> None:
+    if rates and not {"input", "output"} <= rates.keys():
+        raise invalid("needs rates of input and output", field="unpriced_rates")
+    for kind, text in rates.items():
+        try:
+            parse_cost(text)
+        except AmountError as error:
+            raise invalid(str(error), field=f"unpriced_rates.{kind}") from None
 
 
 async def _tell(

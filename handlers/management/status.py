@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from handlers.context import Context
+from handlers.currency.told import Teller
 from handlers.management.compliance import compliance
 from handlers.management.reconcile import reconcile
 from schemas import CONTRACT_VERSION
@@ -105,8 +106,9 @@ async def _compliance(ctx: Context) -> Compliance:
     limits = ctx.services.limits
     async with ctx.database.connection() as connection:
         now = await budgets.clock(connection)
+        teller = Teller(*await ctx.services.reporting(connection, ctx.org))
         return await compliance(
-            connection, ctx.org, now, days=limits.compliance_days, callers_max=limits.compliance_callers_max
+            connection, ctx.org, now, teller, days=limits.compliance_days, callers_max=limits.compliance_callers_max
         )
 
 

@@ -2,30 +2,41 @@
 transaction per org. Only ids that nobody had before have any effect, so the same batch may come any number of times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Final, Literal
 
 import asyncpg
 import msgspec
 
 from handlers.alerts.expensive import raise_expensive
 from handlers.context import Services
+from handlers.currency.exchange import Rate
 from handlers.enforcer.alerts import alerts
 from handlers.enforcer.catalogue import Catalogue, Match
+from handlers.enforcer.charging import charge, converts, flags_of, window_rate
 from handlers.enforcer.plan import UNITS, Plan, Planner, call_key
-from handlers.enforcer.settle import Charges, Holding, Move, book_each, by_window, charged_at, settle, unreserved
+from handlers.enforcer.settle import (
+    Charges,
+    Holding,
+    Move,
+    beyond,
+    book_each,
+    by_window,
+    charged_at,
+    settle,
+    unreserved,
+)
 from handlers.enforcer.transaction import LockedWindows, MissingWindows, ledger_transaction
-from handlers.events import cloud_event
 from handlers.tracker.dead import conflict_letter, poison_letter, tell
 from handlers.tracker.observe import Observations
 from handlers.tracker.priced import COLUMNS, PricedEvent, columns_of
+from handlers.tracker.repriced import at_present_prices
 from handlers.tracker.rollup import rollup_rows
+from handlers.tracker.unpriced import tell_unpriced
 from schemas.base import ATTRIBUTION_FIELDS
 from schemas.errors import unavailable
-from schemas.usage import UnpricedUsage
-from signals import usage as usage_signals
 from store import budgets as budget_store
 from store import dead_letters as dead_letter_store
 from store import outbox as outbox_store
@@ -48,7 +59,17 @@ _REFUSED = (
     OverflowError,
     TypeError,
 )
+# What an event is flagged with that a budget did not count because its window holds as much as any sum can.
+BEYOND: Final = "beyond_budget"
 _ALL_COLUMNS = (*COLUMNS, "charged_at", "reserved", "charge_windows", "charge_amounts")
+
+
+class _Beyond(Exception):
+    """Windows that cannot hold what a batch would charge them: it goes on without these."""
+
+    def __init__(self, window_ids: set[int]) -> None:
+        super().__init__()
+        self.window_ids = window_ids
 
 
 @dataclass(slots=True)
@@ -102,16 +123,19 @@ class Applier:
 
     async def _retrying(self, org: str, events: Sequence[PricedEvent]) -> dict[int, Effect]:
         services = self._services
+        full: set[int] = set()
 
         async def work(connection: Connection, catalogue: Catalogue) -> dict[int, Effect]:
             effects, fresh = await self._claim(connection, org, events)
             if fresh:
-                await _Application(services, self._planner(catalogue), connection, org).run(fresh)
+                await _Application(services, self._planner(catalogue), connection, org, full).run(fresh)
             return effects
 
         for _ in range(services.limits.apply_attempts_max):
             try:
                 effects = await ledger_transaction(services, org, work)
+            except _Beyond as error:
+                full |= error.window_ids
             except asyncpg.CheckViolationError as error:
                 if error.constraint_name is not None:
                     raise
@@ -166,20 +190,24 @@ class Applier:
 
 
 class _Application:
-    """One transaction's work on new events, in lock order: reservations, rollups, sizing, windows, overrun causes (R1).
+    """One transaction's work on new events, in lock order: volumes, reservations, rollups, sizing, windows, causes.
 
     What is observed is known only once the reservations are locked, and shared by every agent like the rollups: so it
     follows those, before the windows. Overrun is known only under the windows' locks: its causes follow them.
     """
 
-    def __init__(self, services: Services, planner: Planner, connection: Connection, org: str) -> None:
+    def __init__(self, services: Services, planner: Planner, connection: Connection, org: str, full: Set[int]) -> None:
         self._services = services
         self._planner = planner
+        self._full = full
         self._connection = connection
         self._org = org
         self._seen = Observations()
 
     async def run(self, fresh: list[PricedEvent]) -> None:
+        catalogue = self._planner.catalogue
+        prices = self._services.prices_of(catalogue)
+        await at_present_prices(self._connection, self._org, fresh, prices, catalogue.org_settings)
         entries = [_Entry(event) for event in fresh]
         await self._find_reservations(entries)
         holdings = await self._lock_reservations(entries)
@@ -198,7 +226,7 @@ class _Application:
         await self._write_reservations(holdings)
         await self._book(moves)
         await raise_expensive(self._services, self._connection, self._planner.catalogue, [e.event for e in entries])
-        await self._tell_unpriced(fresh)
+        await tell_unpriced(self._services, self._connection, self._org, fresh)
 
     async def _find_reservations(self, entries: list[_Entry]) -> None:
         """Fill attribution that the event lacks from the reservation it names (R7)."""
@@ -252,18 +280,39 @@ class _Application:
             window_ids, units, lacking = self._planner.charged(plan, at)
             missing += [(match, at) for match in lacking]
             measures = (event.cost or 0, event.prompt_tokens + event.completion_tokens, int(event.final))
-            charges = {window_id: measures[unit] for window_id, unit in zip(window_ids, units, strict=True)}
+            unit_of = dict(zip(window_ids, units, strict=True))
+            charges = {window_id: measures[unit] for window_id, unit in unit_of.items()}
+            if measures[0] and converts(plan, event.currency):
+                charges, unknown = self._converted(entry, plan, at, measures)
+                missing += [(match, at) for match in unknown]
+            if self._full and not self._full.isdisjoint(charges):
+                charges = {window_id: amount for window_id, amount in charges.items() if window_id not in self._full}
+                entry.event = msgspec.structs.replace(entry.event, flags=[*entry.event.flags, BEYOND])
             if 0 in measures:
                 charges = {window_id: amount for window_id, amount in charges.items() if amount}
             entry.charges = charges
             if holding is None:
                 moves += unreserved(charges)
-                self._seen.unreserved([u for u in units if measures[u]] if 0 in measures else units)
+                self._seen.unreserved([unit_of[window_id] for window_id in charges])
             else:
-                moves += self._settling(entry, holding, measures, dict(zip(window_ids, units, strict=True)))
+                moves += self._settling(entry, holding, measures, unit_of)
         if missing:
             raise MissingWindows(missing)
         return moves
+
+    def _converted(
+        self, entry: _Entry, plan: Plan, at: datetime, measures: tuple[int, int, int]
+    ) -> tuple[Charges, list[Match]]:
+        """The charges of a cost in another currency, and the matches whose window this agent has forgotten.
+
+        The event tells for which pairs of currencies there is no rate (R18).
+        """
+        pairs, missing = self._planner.windows_of(plan, at)
+        found = charge(pairs, measures, entry.event.currency, self._planner.catalogue.exchange)
+        if found.lacking:
+            flags = [*entry.event.flags, *flags_of(found.lacking.values())]
+            entry.event = msgspec.structs.replace(entry.event, flags=flags)
+        return found.amounts, missing
 
     def _settling(
         self, entry: _Entry, holding: Holding, measures: tuple[int, int, int], units: dict[int, int]
@@ -271,18 +320,30 @@ class _Application:
         self._charge_inactive(holding, entry, measures, units)
         held = dict(holding.held)
         moves = settle(holding, entry.charges, final=entry.event.final)
-        self._seen.settled(holding, entry.event, held, moves, units)
+        rates = self._rates(holding) if self._planner.catalogue.differs(holding.row.currency) else {}
+        self._seen.settled(holding, entry.event, held, moves, units, rates)
         return moves
+
+    def _rates(self, holding: Holding) -> dict[int, Rate]:
+        """What the worst case of a reservation is converted with, by window of another currency."""
+        currency, exchange = holding.row.currency, self._planner.catalogue.exchange
+        windows = [
+            (match, ref)
+            for match, ref in self._planner.windows(holding.held)
+            if match.budget.unit == "cost" and match.budget.currency != currency
+        ]
+        found = {ref.window_id: window_rate(exchange, match, ref, currency) for match, ref in windows}
+        return {window_id: rate for window_id, rate in found.items() if rate is not None}
 
     def _charge_inactive(
         self, holding: Holding, entry: _Entry, measures: tuple[int, int, int], units: dict[int, int]
     ) -> None:
         """A budget deactivated since the reservation was made settles it normally (R4)."""
+        event, exchange = entry.event, self._planner.catalogue.exchange
         for match, ref in self._planner.windows(w for w in holding.held if w not in entry.charges):
             units[ref.window_id] = UNITS.index(match.budget.unit)
-            amount = measures[units[ref.window_id]]
-            if not match.budget.active and amount:
-                entry.charges[ref.window_id] = amount
+            if not match.budget.active:
+                entry.charges |= charge([(match, ref)], measures, event.currency, exchange).amounts
 
     async def _write_reservations(self, holdings: dict[str, Holding]) -> None:
         changed = [h for h in holdings.values() if h.status != h.row.status or h.presumed != h.row.presumed]
@@ -308,33 +369,14 @@ class _Application:
         beliefs = self._services.beliefs(self._org)
         windows = await LockedWindows.lock(self._connection, catalogue, (move[0] for move in moves), beliefs)
         over = book_each(moves, windows.sums)
+        if full := beyond(windows.rows, windows.sums):
+            raise _Beyond(full)
         overrun = by_window(moves, over)
         await windows.write(self._connection, self._org)
         await alerts(self._services, self._connection, self._org, catalogue.by_id, windows.rows, windows.sums, overrun)
-        await sizing_store.count_overrun(self._connection, self._org, self._seen.overruns(over))
-
-    async def _tell_unpriced(self, fresh: list[PricedEvent]) -> None:
-        """Event ``usage.unpriced`` once a day for each model."""
-        first: dict[tuple[str, str], PricedEvent] = {}
-        for event in fresh:
-            if event.cost_status == "unpriced":
-                first.setdefault((event.provider, event.model), event)
-        if not first:
-            return
-        models = [(p, m, e.arrived_at.date(), e.id) for (p, m), e in sorted(first.items())]
-        news = await usage_store.first_unpriced(self._connection, self._org, models)
-        told: list[tuple[str, bytes]] = []
-        for provider, model in sorted(news):
-            event = first[provider, model]
-            payload = UnpricedUsage(
-                provider=provider,
-                model=model,
-                usage_id=event.id,
-                day=event.arrived_at.date().isoformat(),
-                unpriced_kinds=_unpriced_kinds(event),
-            )
-            told.append(cloud_event(self._services, self._org, usage_signals.UNPRICED, payload, subject=event.id))
-        await outbox_store.add(self._connection, self._org, told)
+        of_window = {row.window_id: catalogue.by_id[row.budget_id].currency for row in windows.rows}
+        overruns = self._seen.overruns(over, (of_window[move[0]] for move in moves))
+        await sizing_store.count_overrun(self._connection, self._org, overruns)
 
 
 def _filled(event: PricedEvent, row: ReservationRow) -> PricedEvent:
@@ -354,8 +396,3 @@ def _record(entry: _Entry) -> tuple[object, ...]:
     values = columns_of(entry.event)
     charges = entry.charges
     return (*values, entry.charged_at, entry.reserved, list(charges), list(charges.values()))
-
-
-def _unpriced_kinds(event: PricedEvent) -> list[str]:
-    items = msgspec.json.decode(event.line_items, type=list[list[Any]])
-    return [item[0] for item in items if item[2] is None]

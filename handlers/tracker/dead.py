@@ -6,7 +6,8 @@ from typing import Any, Final
 import msgspec
 
 from handlers.context import Services
-from handlers.tracker.priced import PricedEvent
+from handlers.enforcer.charging import Unconvertible
+from handlers.tracker.priced import PAYLOAD_CURRENCY, PricedEvent
 from schemas.errors import SignalError
 from schemas.money import format_cost
 from schemas.usage import UsageEvent
@@ -51,8 +52,11 @@ def conflict_letter(services: Services, event: PricedEvent) -> DeadLetterRow:
 
 
 def poison_letter(services: Services, event: PricedEvent, cause: Exception) -> DeadLetterRow:
-    """An event that PostgreSQL refuses (R13)."""
-    error = SignalError("internal", f"the database refuses this event: {type(cause).__name__}: {cause}")
+    """An event that PostgreSQL refuses, or whose cost no budget of another currency can count (R13)."""
+    if isinstance(cause, Unconvertible):
+        error = SignalError("invalid_request", str(cause), field="cost")
+    else:
+        error = SignalError("internal", f"the database refuses this event: {type(cause).__name__}: {cause}")
     return _of_event(services, event, error, source_key=f"poison:{event.id}:{event.payload_hash.hex()}")
 
 
@@ -99,6 +103,8 @@ def request_of(event: PricedEvent) -> dict[str, Any]:
         "other_counts",
         "context_used",
         "context_limit",
+        "price_revision",
+        "reported_currency",
     }
     values = {k: v for k, v in msgspec.structs.asdict(event).items() if k not in computed and v is not None}
     if event.other_counts is not None:
@@ -108,4 +114,5 @@ def request_of(event: PricedEvent) -> dict[str, Any]:
             values[name] = msgspec.json.decode(values[name])
     if event.reported_cost is not None:
         values["reported_cost"] = format_cost(event.reported_cost)
+        values["currency"] = event.reported_currency or PAYLOAD_CURRENCY
     return values

@@ -131,6 +131,7 @@ def _check_event(ctx: Context, data: bytes) -> None:
         cards=ctx.prices,
         limits=ctx.services.limits,
         settings=ctx.services.org_settings(ctx.org),
+        model_limits=ctx.services.model_limits(ctx.org),
     )
 
 

@@ -14,7 +14,8 @@ from handlers.identities import rename_users
 from handlers.tracker.apply import Applier, Effect
 from handlers.tracker.dead import refused_letter, tell
 from handlers.tracker.intake import BATCH_VERSION, StoredBatch, anonymous, enveloped
-from handlers.tracker.priced import PricedEvent, priced
+from handlers.tracker.partial import Partial, receipt_of, settled
+from handlers.tracker.priced import PricedEvent
 from schemas.base import CloudEvent
 from schemas.codec import Codec, prefixed, unwrap
 from schemas.errors import SignalError, invalid
@@ -37,6 +38,17 @@ class StreamMessage:
     data: bytes
     key: str
     arrived_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """An event of a message that is counted before it is applied."""
+
+    partial: Partial
+    message: StreamMessage
+    key: str
+    data: bytes
+    index: int | None
 
 
 class _PublishedBatch(msgspec.Struct, forbid_unknown_fields=True):
@@ -82,7 +94,8 @@ class Ingest:
         events: dict[str, list[PricedEvent]] = {}
         letters: dict[str, list[DeadLetterRow]] = {}
         for message in messages:
-            for item in self._readable(message):
+            for read in self._readable(message):
+                item = await self._settled(read) if isinstance(read, _Waiting) else read
                 if isinstance(item, DeadLetterRow):
                     letters.setdefault(item.org_id, []).append(item)
                 else:
@@ -101,6 +114,13 @@ class Ingest:
             effects = await self._applier.apply(org, events[start : start + size])
             self.counts.add(list(effects.values()))
 
+    async def _settled(self, waiting: "_Waiting") -> PricedEvent | DeadLetterRow:
+        try:
+            return (await settled(self._services, waiting.partial)).event
+        except SignalError as error:
+            named = error if waiting.index is None else prefixed(error, f"events[{waiting.index}]")
+            return self._letter(waiting.partial.org, waiting.message, named, waiting.key, waiting.data)
+
     async def _bury(self, letters: dict[str, list[DeadLetterRow]]) -> None:
         for org, rows in sorted(letters.items()):
             async with self._services.database.transaction() as connection:
@@ -110,7 +130,7 @@ class Ingest:
             self.counts.dead += len(kept)
             self._services.outbox_ready.set()
 
-    def _readable(self, message: StreamMessage) -> list[PricedEvent | DeadLetterRow]:
+    def _readable(self, message: StreamMessage) -> "list[PricedEvent | DeadLetterRow | _Waiting]":
         """As ``_read``. A defect on the way must not hold up everybody's usage: that message is kept aside, too."""
         try:
             return self._read(message)
@@ -120,12 +140,12 @@ class Ingest:
             org = DEFAULT_ORG if message.subject.startswith(AGENT_BATCH_PREFIX) else _org(message.subject)
             return [self._letter(org, message, error, message.key, message.data)]
 
-    def _read(self, message: StreamMessage) -> list[PricedEvent | DeadLetterRow]:
+    def _read(self, message: StreamMessage) -> "list[PricedEvent | DeadLetterRow | _Waiting]":
         if message.subject.startswith(AGENT_BATCH_PREFIX):
             return self._read_stored(message)
         return self._read_published(message)
 
-    def _read_stored(self, message: StreamMessage) -> list[PricedEvent | DeadLetterRow]:
+    def _read_stored(self, message: StreamMessage) -> "list[PricedEvent | DeadLetterRow | _Waiting]":
         """A batch that an agent validated and priced before it was stored."""
         try:
             batch = _BATCH.decode(message.data)
@@ -136,7 +156,7 @@ class Ingest:
             error = invalid(f"not a stored batch: {cause}")
         return [self._letter(DEFAULT_ORG, message, error, message.key, message.data)]
 
-    def _read_published(self, message: StreamMessage) -> list[PricedEvent | DeadLetterRow]:
+    def _read_published(self, message: StreamMessage) -> "list[PricedEvent | DeadLetterRow | _Waiting]":
         """What a client published on ``usage.>``: one event, a batch, or either in a CloudEvent."""
         org = _org(message.subject)
         try:
@@ -149,19 +169,14 @@ class Ingest:
         except SignalError as error:
             return [self._letter(org, message, error, message.key, message.data)]
 
-    def _event(self, org: str, message: StreamMessage, data: bytes, index: int | None) -> PricedEvent | DeadLetterRow:
+    def _event(
+        self, org: str, message: StreamMessage, data: bytes, index: int | None
+    ) -> "PricedEvent | DeadLetterRow | _Waiting":
         key = message.key if index is None else f"{message.key}-{index}"
         try:
             event = anonymous(self._services, org, _EVENT.decode(data))
-            return priced(
-                event,
-                org=org,
-                event_id=event.id or key,
-                arrived_at=message.arrived_at,
-                cards=self._services.prices(org),
-                limits=self._services.limits,
-                settings=self._services.org_settings(org),
-            ).event
+            found = receipt_of(self._services, org, event, event_id=event.id or key, arrived_at=message.arrived_at)
+            return _Waiting(found, message, key, data, index) if isinstance(found, Partial) else found.event
         except SignalError as error:
             named = error if index is None else prefixed(error, f"events[{index}]")
             return self._letter(org, message, named, key, data)

@@ -13,7 +13,8 @@ import msgspec
 from handlers.context import Inbound, Services
 from handlers.cursor import PAGE_BYTES_MAX
 from handlers.tracker.apply import Applier, Effect
-from handlers.tracker.priced import PricedEvent, Receipt, priced
+from handlers.tracker.partial import Partial, Waiting, receipt_of
+from handlers.tracker.priced import PricedEvent, Receipt
 from schemas.base import CloudEvent
 from schemas.codec import Codec, prefixed, unwrap
 from schemas.errors import SignalError, unavailable
@@ -48,10 +49,13 @@ _PEEK: Final = msgspec.json.Decoder(_Peek)
 
 @dataclass(slots=True)
 class Waiter:
-    """A request whose events are on their way; ``receipts`` holds an error where an event was refused."""
+    """A request whose events are on their way; ``receipts`` holds an error where an event was refused.
+
+    A ``Partial`` in it is counted before the request joins a group.
+    """
 
     inbound: Inbound
-    receipts: list[Receipt | SignalError]
+    receipts: list[Receipt | SignalError | Partial]
     batch: bool
     ack: Ack
 
@@ -68,21 +72,37 @@ class Intake:
         self._services = services
         self._stored = _Group(services, self._store)
         self._applied = _Group(services, self._apply)
+        self._waiting = Waiting(services)
         self._applier = applier
 
     def submit(self, inbound: Inbound) -> None:
         """Take a request; it is answered when its events are durable. Never blocks and never raises."""
         try:
             waiter = self._read(inbound)
-            if not waiter.events:
-                _answer(waiter, None)
-                return
-            (self._stored if waiter.ack == "stored" else self._applied).add(waiter)
+            if any(type(receipt) is Partial for receipt in waiter.receipts):
+                self._waiting.submit(waiter.receipts, batch=waiter.batch, then=lambda: self._take(waiter))
+            else:
+                self._take(waiter)
         except SignalError as error:
             inbound.fail(error)
 
+    def _take(self, waiter: Waiter) -> None:
+        """Let a request join the next group. Never raises."""
+        first = waiter.receipts[0]
+        if not waiter.batch and isinstance(first, SignalError):
+            waiter.inbound.fail(first)
+            return
+        if not waiter.events:
+            _answer(waiter, None)
+            return
+        try:
+            (self._stored if waiter.ack == "stored" else self._applied).add(waiter)
+        except SignalError as error:
+            waiter.inbound.fail(error)
+
     async def drain(self) -> None:
         """Wait until everything submitted is answered."""
+        await self._waiting.drain()
         await self._stored.drain()
         await self._applied.drain()
 
@@ -96,22 +116,20 @@ class Intake:
         receipt = self._receipt(inbound.caller.org, single if envelope is None else enveloped(single, envelope))
         return Waiter(inbound, [receipt], False, single.ack)
 
-    def _item(self, inbound: Inbound, raw: msgspec.Raw, index: int) -> Receipt | SignalError:
+    def _item(self, inbound: Inbound, raw: msgspec.Raw, index: int) -> Receipt | SignalError | Partial:
         try:
             return self._receipt(inbound.caller.org, _EVENT.decode(raw))
         except SignalError as error:
             return prefixed(error, f"events[{index}]")
 
-    def _receipt(self, org: str, event: UsageEvent) -> Receipt:
+    def _receipt(self, org: str, event: UsageEvent) -> Receipt | Partial:
         services = self._services
-        return priced(
+        return receipt_of(
+            services,
+            org,
             anonymous(services, org, event),
-            org=org,
             event_id=event.id or services.new_id(),
             arrived_at=services.clock(),
-            cards=services.prices(org),
-            limits=services.limits,
-            settings=services.org_settings(org),
         )
 
     async def _store(self, waiters: Sequence[Waiter]) -> None:
@@ -243,6 +261,7 @@ def _answer(waiter: Waiter, effects: Sequence[Effect] | None) -> None:
         if isinstance(receipt, SignalError):
             replies.append(_refused(receipt))
             continue
+        assert isinstance(receipt, Receipt), "what had to be counted is counted"
         replies.append(_tracked(receipt, None if effects is None else effects[at]))
         at += 1
     if not waiter.batch:

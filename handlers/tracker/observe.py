@@ -3,9 +3,10 @@
 Collected while a batch is decided, written once in its transaction, so each settled call counts exactly once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from handlers.currency.exchange import Rate
 from handlers.enforcer.histograms import BUCKETS, bucket_of, levels
 from handlers.enforcer.settle import Holding, Move
 from handlers.tracker.priced import PricedEvent
@@ -13,6 +14,10 @@ from store.sizing import Key, Observed, Overrun
 
 _COST, _TOKENS, _REQUESTS = 0, 1, 2
 _UNITS = ("cost", "tokens", "requests")
+# More than the parts of a call, each converted and rounded, can differ from the whole of it (a millionth of a unit).
+_ROUNDED = 1_000
+# What rows of tokens and requests have in the column of the currency.
+NO_CURRENCY = "USD"
 _UNRESERVED = tuple(("unreserved", unit) for unit in range(len(_UNITS)))
 
 
@@ -34,31 +39,37 @@ class Observations:
         held: Mapping[int, int],
         moves: Sequence[Move],
         units: Mapping[int, int],
+        rates: Mapping[int, Rate],
     ) -> None:
-        """An event of a reservation's call, which held ``held`` before these moves; its final one ends the call."""
+        """An event of a reservation's call, which held ``held`` before these moves; its final one ends the call.
+
+        ``rates`` convert the reservation's estimate for windows of another currency.
+        """
         before = holding.used
         learned = missed = False
         for window_id, _, actual, _ in moves:
             unit, amount = units.get(window_id, _REQUESTS), held.get(window_id, 0)
-            below = _below_worst(holding, unit, amount, before)
+            below = _below_worst(holding, unit, amount, before, rates.get(window_id))
             learned = learned or below
             missed = missed or (below and actual > amount)
             self.causes.append((_cause(below=below, held=amount), unit))
-        holding.used = _sum(before[0], event.cost), _sum(before[1], event.prompt_tokens + event.completion_tokens)
+        cost = event.cost if event.currency == holding.row.currency else None
+        holding.used = _sum(before[0], cost), _sum(before[1], event.prompt_tokens + event.completion_tokens)
         # A call that failed says nothing about what calls take; many of them would make the others look small.
         if event.final and event.status != "error":
             self._learn(holding, learned=learned, missed=missed)
 
-    def overruns(self, over: Sequence[int]) -> list[Overrun]:
-        """What each move booked beyond the room there was, by cause and unit."""
-        sums: dict[tuple[str, int], tuple[int, int]] = {}
+    def overruns(self, over: Sequence[int], currencies: Iterable[str | None]) -> list[Overrun]:
+        """What each move booked beyond the room there was, by cause, unit and the currency of its window."""
+        sums: dict[tuple[str, int, str], tuple[int, int]] = {}
         if not any(over):
             return []
-        for cause, amount in zip(self.causes, over, strict=True):
+        for (cause, unit), amount, currency in zip(self.causes, over, currencies, strict=True):
             if amount:
-                total, charges = sums.get(cause, (0, 0))
-                sums[cause] = (total + amount, charges + 1)
-        return [Overrun(cause, _UNITS[unit], *found) for (cause, unit), found in sums.items()]
+                key = (cause, unit, currency or NO_CURRENCY)
+                total, charges = sums.get(key, (0, 0))
+                sums[key] = (total + amount, charges + 1)
+        return [Overrun(cause, _UNITS[unit], *found, currency) for (cause, unit, currency), found in sums.items()]
 
     def _learn(self, holding: Holding, *, learned: bool, missed: bool) -> None:
         row, (cost, tokens) = holding.row, holding.used
@@ -80,12 +91,16 @@ class Observations:
             seen.missed += missed
 
 
-def _below_worst(holding: Holding, unit: int, held: int, used: tuple[int | None, int | None]) -> bool:
+def _below_worst(
+    holding: Holding, unit: int, held: int, used: tuple[int | None, int | None], rate: Rate | None
+) -> bool:
     """Whether a window was given less than the call's worst case: only learned reservations are."""
     if unit == _REQUESTS:
         return False
-    worst = holding.row.estimated_tokens if unit == _TOKENS else holding.row.estimated_cost or 0
-    given = _sum(held, used[unit])
+    worst, before = holding.row.estimated_tokens if unit == _TOKENS else holding.row.estimated_cost or 0, used[unit]
+    if rate is not None and unit == _COST:
+        worst, before = rate.convert(worst) - _ROUNDED, None if before is None else rate.convert(before)
+    given = _sum(held, before)
     return given is not None and 0 < given < worst
 
 

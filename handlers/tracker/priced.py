@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
@@ -14,9 +15,11 @@ from handlers.cost.org_prices import Prices
 from handlers.cost.price import PER, LineItem, Priced, Quantities, price
 from handlers.cost.rate_card import RateCard
 from handlers.cost.resolve import provider_key
+from handlers.counting.limits import NO_ORG_LIMITS, OrgLimits
 from handlers.org_settings import OrgSettings
-from handlers.tracker.counts import counts_of
-from handlers.tracker.normalise import Normalised
+from handlers.payloads.counts import counts_of
+from handlers.payloads.normalise import Normalised
+from schemas.currencies import known_currency
 from schemas.errors import invalid
 from schemas.money import CALL_COST_NANOS_MAX, AmountError, parse_call_cost
 from schemas.usage import UsageEvent
@@ -25,8 +28,12 @@ _FIELDS: Final = [field.name for field in msgspec.structs.fields(UsageEvent)].in
 # Appended by later releases. A retry of what an earlier one hashed must have the same hash: only what is used counts.
 _LATER: Final = tuple(field.name for field in msgspec.structs.fields(UsageEvent)[_FIELDS:])
 _PACK: Final = msgspec.msgpack.Encoder(order="deterministic").encode
+REPORTED: Final = "reported"
+TOO_LARGE: Final = "cost_too_large"
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 ORG_DEFAULTS: Final = OrgSettings()
+# Of every provider that reports a cost with its counts.
+PAYLOAD_CURRENCY: Final = "USD"
 _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -88,9 +95,13 @@ class PricedEvent(msgspec.Struct, array_like=True, gc=False):
     other_counts: str | None = None
     context_used: int | None = None
     context_limit: int | None = None
+    # Of the org's prices at intake, to be priced again where they have changed by the time it is applied.
+    price_revision: int = 0
+    # What reported_cost is in; None: there is none, or an earlier release stored it, in dollars.
+    reported_currency: str | None = None
 
 
-_NOT_STORED: Final = ("payload_hash",)
+_NOT_STORED: Final = ("payload_hash", "price_revision")
 COLUMNS: Final = tuple(f.name for f in msgspec.structs.fields(PricedEvent) if f.name not in _NOT_STORED)
 _COUNTS: Final = tuple(f.name for f in msgspec.structs.fields(Quantities) if f.name in COLUMNS)
 _OTHER_COUNTS: Final = tuple(f.name for f in msgspec.structs.fields(Quantities) if f.name not in COLUMNS)
@@ -132,30 +143,46 @@ def priced(
     cards: Prices,
     limits: Limits,
     settings: OrgSettings = ORG_DEFAULTS,
+    model_limits: OrgLimits = NO_ORG_LIMITS,
+    found: Normalised | None = None,
 ) -> Receipt:
     """Validate, count and price an event. Raises SignalError naming the field; nothing is stored then.
 
+    ``Uncounted`` is raised for a stream without its counts; ``found`` are its counts once somebody has counted it.
     What the provider reported as its cost is the cost where the org's ``settings`` trust that provider.
     """
     timestamp = _time(event.timestamp, arrived_at, limits)
-    found = counts_of(event)
+    _check_bounds(event, limits)
+    if found is None:
+        found = counts_of(event)
     tier = event.service_tier or found.service_tier
     card = cards.resolve(
-        event.provider, event.model, timestamp, service_tier=tier, batch=event.batch, region=event.region
+        event.provider,
+        event.model,
+        timestamp,
+        service_tier=tier,
+        batch=found.was_batch(stated=event.batch, tier=event.service_tier),
+        region=event.region or found.region,
     )
-    cost = price(card, found.quantities) if card is not None else None
-    _check_bounds(event, limits)
+    cost = price(card, _billed(found.quantities, final=event.final)) if card is not None else None
     reported = _reported(event, found)
-    if reported is not None and believes(settings, provider_key(event.provider)):
+    believed = reported is not None and believes(settings, provider_key(event.provider))
+    if reported is not None and believed:
         charged, cost, warnings = None, _as_reported(reported), list(found.flags)
     else:
         charged, warnings = card, _warnings(event, card, cost, found)
     if cost is not None and (cost.cost_nanos or 0) > CALL_COST_NANOS_MAX:
         raise invalid("makes the cost larger than that of any one call", field="completion_tokens")
+    window = model_limits.of(event.provider, event.model, card).window
+    columns = _columns(event, org, event_id, timestamp, arrived_at, found, charged, cost, reported, cards.revision)
+    columns.context_limit = window
+    if reported is not None:
+        columns.reported_currency = event.currency if event.reported_cost is not None else PAYLOAD_CURRENCY
+        columns.currency = columns.reported_currency if believed else columns.currency
     return Receipt(
-        event=_columns(event, org, event_id, timestamp, arrived_at, found, charged, cost, reported),
+        event=columns,
         context_used=found.context_tokens,
-        context_limit=None if card is None else card.context_window,
+        context_limit=window,
         warnings=warnings,
     )
 
@@ -170,6 +197,7 @@ def _columns(
     card: RateCard | None,
     cost: Priced | None,
     reported: int | None,
+    revision: int,
 ) -> PricedEvent:
     used = found.quantities
     return PricedEvent(
@@ -190,14 +218,14 @@ def _columns(
         used.audio_output_tokens,
         used.web_searches,
         event.service_tier or found.service_tier,
-        event.region,
-        event.batch,
-        event.count_method,
+        event.region or found.region,
+        found.was_batch(stated=event.batch, tier=event.service_tier),
+        found.count_method or event.count_method,
         cost.cost_nanos if cost is not None else None,
         card.currency if card is not None else event.currency,
         cost.cost_status if cost is not None else "unpriced",
         card.source if card is not None else _source(cost),
-        card.version if card is not None else None,
+        version_of(card, cost) if card is not None else None,
         _line_items(cost.line_items) if cost is not None else "[]",
         reported,
         event.user_id,
@@ -226,14 +254,107 @@ def _columns(
         cost.list_cost_nanos if cost is not None else None,
         _other_counts(used),
         found.context_tokens,
-        None if card is None else card.context_window,
+        None,
+        revision,
+    )
+
+
+def priced_again(
+    event: PricedEvent,
+    prices: Prices,
+    settings: OrgSettings = ORG_DEFAULTS,
+    *,
+    seen: Mapping[str, int] | None = None,
+) -> PricedEvent:
+    """The event at present prices of its own time: cost, line items and their sources; twice changes nothing more.
+
+    A reported cost that the org believes stays the cost. ``seen`` is what rules with volume tiers have seen of the
+    event's month before it, by rule name; left out: what they had seen when it was priced first.
+    """
+    reported = event.reported_cost
+    if reported is not None and believes(settings, event.provider):
+        if event.price_source == REPORTED:
+            return msgspec.structs.replace(event, price_revision=prices.revision)
+        currency = event.reported_currency or PAYLOAD_CURRENCY
+        return _with_price(event, None, _as_reported(reported), currency, prices.revision)
+    card = card_of(event, prices)
+    if card is None:
+        return _with_price(event, None, None, event.currency, prices.revision)
+    cost = price(card, quantities_of(event), seen_before(event, card) if seen is None else seen)
+    return _with_price(event, card, cost, card.currency, prices.revision)
+
+
+_PRICE: Final = ("cost", "list_cost", "currency", "cost_status", "price_source", "price_version", "line_items")
+
+
+def take_price(event: PricedEvent, source: PricedEvent) -> None:
+    """Give an event the price of another, in place."""
+    for name in (*_PRICE, "context_limit", "flags", "price_revision"):
+        setattr(event, name, getattr(source, name))
+
+
+def card_of(event: PricedEvent, prices: Prices) -> RateCard | None:
+    """The rate card that holds for a stored event."""
+    return prices.resolve(
+        event.provider,
+        event.model,
+        event.timestamp,
+        service_tier=event.service_tier,
+        batch=event.batch,
+        region=event.region,
+    )
+
+
+def seen_before(event: PricedEvent, card: RateCard) -> dict[str, int]:
+    """What rules with volume tiers had seen of the month before an event, as far as its price version tells."""
+    found: dict[str, int] = {}
+    for volume in card.volumes:
+        match = re.search(rf"(?:^|; ){re.escape(volume.name)}@\w+#(\d+)", event.price_version or "")
+        if match is not None:
+            found[volume.name] = int(match[1])
+    return found
+
+
+def version_of(card: RateCard, cost: Priced | None) -> str:
+    """What a price can be computed again from: the card's sources and rules, and what volume rules had seen."""
+    if cost is None or not cost.counted:
+        return card.version
+    seen = {name: before for name, before, _ in cost.counted}
+    return "; ".join((card.version, *(f"{v.label}#{seen[v.name]}" for v in card.volumes)))
+
+
+def _with_price(
+    event: PricedEvent, card: RateCard | None, cost: Priced | None, currency: str, revision: int
+) -> PricedEvent:
+    flags = [flag for flag in event.flags if flag != TOO_LARGE]
+    if cost is not None and (cost.cost_nanos or 0) > CALL_COST_NANOS_MAX:
+        # At intake such an event is refused; one that is stored already is kept, without a price.
+        cost, flags = Priced(None, cost.line_items, ("request",)), [*flags, TOO_LARGE]
+    return msgspec.structs.replace(
+        event,
+        cost=None if cost is None else cost.cost_nanos,
+        list_cost=None if cost is None else cost.list_cost_nanos,
+        currency=currency,
+        cost_status="unpriced" if cost is None else cost.cost_status,
+        price_source=_source(cost) if card is None else card.source,
+        price_version=None if card is None else version_of(card, cost),
+        line_items="[]" if cost is None else _line_items(cost.line_items),
+        # The org's own limits, known at intake, count for more than a card.
+        context_limit=event.context_limit if card is None or event.context_limit else card.context_window,
+        flags=flags,
+        price_revision=revision,
     )
 
 
 def quantities_of(event: PricedEvent) -> Quantities:
     """What a stored event used, to price it again."""
     other: dict[str, int] = msgspec.json.decode(event.other_counts) if event.other_counts else {}
-    return Quantities(**{name: getattr(event, name) for name in _COUNTS}, **other)
+    return _billed(Quantities(**{name: getattr(event, name) for name in _COUNTS}, **other), final=event.final)
+
+
+def _billed(used: Quantities, *, final: bool) -> Quantities:
+    """Parts of a call are no requests: what each request costs comes with the final one."""
+    return used if final else msgspec.structs.replace(used, requests=0)
 
 
 def _other_counts(used: Quantities) -> str | None:
@@ -256,7 +377,7 @@ def _as_reported(nanos: int) -> Priced:
 
 
 def _source(cost: Priced | None) -> str | None:
-    return None if cost is None else "reported"
+    return None if cost is None else REPORTED
 
 
 def _time(stated: datetime | None, arrived_at: datetime, limits: Limits) -> datetime:
@@ -271,17 +392,16 @@ def _time(stated: datetime | None, arrived_at: datetime, limits: Limits) -> date
 
 
 def _check_bounds(event: UsageEvent, limits: Limits) -> None:
-    if event.currency != "USD":
-        raise invalid("only USD is kept so far", field="currency")
+    known_currency(event.currency)
     if event.tags is not None and len(event.tags) > limits.tags_max:
         raise invalid(f"has more than {limits.tags_max} tags", field="tags")
-    for field in ("metadata", "usage"):
-        value: dict[str, Any] | None = getattr(event, field)
-        if value is not None and _size(value, field) > limits.metadata_bytes_max:
-            raise invalid(f"is larger than {limits.metadata_bytes_max} bytes", field=field)
+    for field, most in (("metadata", limits.metadata_bytes_max), ("usage", limits.usage_bytes_max)):
+        value: object = getattr(event, field)
+        if value is not None and _size(value, field) > most:
+            raise invalid(f"is larger than {most} bytes", field=field)
 
 
-def _size(value: dict[str, Any], field: str) -> int:
+def _size(value: object, field: str) -> int:
     try:
         return len(msgspec.json.encode(value))
     except RecursionError:
@@ -331,4 +451,6 @@ def _warnings(event: UsageEvent, card: RateCard | None, cost: Priced | None, fou
         warnings.append(f"unpriced: no rate for {', '.join(cost.unpriced_kinds)}; the cost is unknown, not zero")
     if card is not None:
         warnings.extend(card.warnings)
+        if card.volumes:
+            warnings.append("volume_pricing: the cost is as if the month began here; it is settled when it is applied")
     return warnings

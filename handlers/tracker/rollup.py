@@ -24,27 +24,45 @@ def rollup_rows(events: Iterable[tuple[PricedEvent, bool]]) -> list[tuple[Any, .
     """Rows for ``store.rollups.add``, sorted by key; each event comes with whether it was reserved first."""
     groups: dict[Key, _Sums] = {}
     for event, reserved in events:
-        key = (
-            bucket_of(event.timestamp),
-            event.provider,
-            event.model,
-            event.user_id,
-            event.team_id,
-            event.project_id,
-            event.feature,
-            event.agent_id,
-            event.environment,
-            event.cost_center,
-            event.service_tier,
-            event.status,
-            event.cost_status,
-            event.currency,
-            reserved,
-        )
+        key = _key(event, reserved)
         sums = groups.get(key)
         if sums is None:
             sums = groups[key] = _Sums()
         sums.add(event)
+    return _rows(groups)
+
+
+def posted_rows(postings: Iterable[tuple[PricedEvent, bool, int]]) -> list[tuple[Any, ...]]:
+    """The same for what adjustments post: each event comes with whether it was reserved first, and its sign."""
+    groups: dict[Key, _Sums] = {}
+    for event, reserved, sign in postings:
+        one = _Sums()
+        one.add(event)
+        groups.setdefault(_key(event, reserved), _Sums()).add_all(one, sign)
+    return _rows(groups)
+
+
+def _key(event: PricedEvent, reserved: bool) -> Key:
+    return (
+        bucket_of(event.timestamp),
+        event.provider,
+        event.model,
+        event.user_id,
+        event.team_id,
+        event.project_id,
+        event.feature,
+        event.agent_id,
+        event.environment,
+        event.cost_center,
+        event.service_tier,
+        event.status,
+        event.cost_status,
+        event.currency,
+        reserved,
+    )
+
+
+def _rows(groups: "dict[Key, _Sums]") -> list[tuple[Any, ...]]:
     rows = [(key[0], dimension_key(key[1:]), *key[1:], *sums.columns()) for key, sums in groups.items()]
     rows.sort(key=lambda row: (row[0], row[1]))
     return rows
@@ -82,6 +100,12 @@ class _Sums:
             self.latency[min(int(event.latency_ms).bit_length(), HISTOGRAM_BUCKETS - 1)] += 1
         size = event.prompt_tokens + event.completion_tokens
         self.size[min(size.bit_length(), HISTOGRAM_BUCKETS - 1)] += 1
+
+    def add_all(self, other: "_Sums", sign: int) -> None:
+        """Add other sums, or with ``sign`` -1 take them away."""
+        for mine, theirs in ((self.counts, other.counts), (self.latency, other.latency), (self.size, other.size)):
+            for i, count in enumerate(theirs):
+                mine[i] += sign * count
 
     def columns(self) -> tuple[Any, ...]:
         return (*self.counts, _array(self.latency), _array(self.size))

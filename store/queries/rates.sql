@@ -2,14 +2,17 @@
 -- The first quarter hour lies only partly in the span: that part of it counts.
 SELECT entity_id, amount FROM (
     SELECT entity_id, (coalesce(sum(amount) FILTER (WHERE NOT first), 0)
-        + coalesce(div(sum(amount) FILTER (WHERE first) * $11::bigint, $12::bigint), 0))::bigint AS amount
+        + coalesce(div(sum(amount) FILTER (WHERE first) * $11::bigint, $12::bigint), 0))::numeric AS amount
     FROM (
     SELECT CASE $2 WHEN 'global' THEN '*' WHEN 'team' THEN team_id WHEN 'user' THEN user_id
             WHEN 'project' THEN project_id WHEN 'feature' THEN feature WHEN 'agent' THEN agent_id
             WHEN 'environment' THEN environment WHEN 'cost_center' THEN cost_center END AS entity_id,
-        bucket = $10 AS first, CASE $4 WHEN 'cost' THEN cost WHEN 'tokens' THEN prompt_tokens + completion_tokens ELSE requests END
+        bucket = $10 AS first, CASE $4 WHEN 'cost' THEN CASE WHEN r.numerator = r.denominator THEN cost ELSE half_even(cost * r.numerator, r.denominator) END
+            WHEN 'tokens' THEN prompt_tokens + completion_tokens ELSE requests END
             AS amount
     FROM usage_rollup
+    LEFT JOIN unnest($15::text[], $16::numeric[], $17::numeric[]) AS r (code, numerator, denominator)
+        ON r.code = currency
     WHERE org_id = $1 AND bucket >= $10
       AND ($5::text IS NULL OR provider LIKE $5) AND ($6::text IS NULL OR model LIKE $6)
       AND ($7::text IS NULL OR feature LIKE $7) AND ($8::text IS NULL OR environment LIKE $8)
@@ -22,14 +25,17 @@ WHERE amount >= $13
 ORDER BY amount DESC, entity_id LIMIT $14
 
 -- name: between
-SELECT entity_id, sum(amount)::bigint AS amount
+SELECT entity_id, coalesce(sum(amount), 0)::numeric AS amount
 FROM (
     SELECT CASE $2 WHEN 'global' THEN '*' WHEN 'team' THEN team_id WHEN 'user' THEN user_id
             WHEN 'project' THEN project_id WHEN 'feature' THEN feature WHEN 'agent' THEN agent_id
             WHEN 'environment' THEN environment WHEN 'cost_center' THEN cost_center END AS entity_id,
-        CASE $4 WHEN 'cost' THEN cost WHEN 'tokens' THEN prompt_tokens + completion_tokens ELSE requests END
+        CASE $4 WHEN 'cost' THEN CASE WHEN r.numerator = r.denominator THEN cost ELSE half_even(cost * r.numerator, r.denominator) END
+            WHEN 'tokens' THEN prompt_tokens + completion_tokens ELSE requests END
             AS amount
     FROM usage_rollup
+    LEFT JOIN unnest($13::text[], $14::numeric[], $15::numeric[]) AS r (code, numerator, denominator)
+        ON r.code = currency
     WHERE org_id = $1 AND bucket >= $10 AND ($11::timestamptz IS NULL OR bucket < $11)
       AND ($5::text IS NULL OR provider LIKE $5) AND ($6::text IS NULL OR model LIKE $6)
       AND ($7::text IS NULL OR feature LIKE $7) AND ($8::text IS NULL OR environment LIKE $8)
@@ -40,14 +46,17 @@ GROUP BY entity_id
 ORDER BY 2 DESC, entity_id LIMIT $12
 
 -- name: by_day
-SELECT day, sum(amount)::bigint AS amount
+SELECT day, coalesce(sum(amount), 0)::numeric AS amount
 FROM (
     SELECT CASE $2 WHEN 'global' THEN '*' WHEN 'team' THEN team_id WHEN 'user' THEN user_id
             WHEN 'project' THEN project_id WHEN 'feature' THEN feature WHEN 'agent' THEN agent_id
             WHEN 'environment' THEN environment WHEN 'cost_center' THEN cost_center END AS entity_id,
-        (bucket AT TIME ZONE $12)::date AS day, CASE $4 WHEN 'cost' THEN cost WHEN 'tokens' THEN prompt_tokens + completion_tokens ELSE requests END
+        (bucket AT TIME ZONE $12)::date AS day, CASE $4 WHEN 'cost' THEN CASE WHEN r.numerator = r.denominator THEN cost ELSE half_even(cost * r.numerator, r.denominator) END
+            WHEN 'tokens' THEN prompt_tokens + completion_tokens ELSE requests END
             AS amount
     FROM usage_rollup
+    LEFT JOIN unnest($13::text[], $14::numeric[], $15::numeric[]) AS r (code, numerator, denominator)
+        ON r.code = currency
     WHERE org_id = $1 AND bucket >= $10 AND bucket < $11
       AND ($5::text IS NULL OR provider LIKE $5) AND ($6::text IS NULL OR model LIKE $6)
       AND ($7::text IS NULL OR feature LIKE $7) AND ($8::text IS NULL OR environment LIKE $8)

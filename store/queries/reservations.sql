@@ -5,21 +5,22 @@ WITH sums AS (
     FROM unnest($2::bigint[], $3::bigint[], $4::bigint[]) AS n (window_id, reserved, high_limit)
     WHERE w.org_id = $1 AND w.window_id = n.window_id
 ), kind AS MATERIALIZED (
-    SELECT k.i, k.provider, k.model, k.attribution::jsonb AS attribution, k.window_ids::bigint[] AS window_ids, k.caller
-    FROM unnest($6::text[], $7::text[], $8::text[], $9::text[], $10::text[])
-        WITH ORDINALITY AS k (provider, model, attribution, window_ids, caller, i)
+    SELECT k.i, k.provider, k.model, k.attribution::jsonb AS attribution, k.window_ids::bigint[] AS window_ids,
+        k.caller, k.currency
+    FROM unnest($6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[])
+        WITH ORDINALITY AS k (provider, model, attribution, window_ids, caller, currency, i)
 )
 INSERT INTO reservation (org_id, reservation_id, request_id, body_hash, decided_at, expires_at, provider, model,
-    attribution, estimated_cost, estimated_tokens, window_ids, held, caller)
+    attribution, estimated_cost, estimated_tokens, window_ids, held, caller, currency)
 SELECT $1, n.id, n.request_id, n.body_hash, $5::timestamptz, $5::timestamptz + n.ttl_s * interval '1 second',
-    k.provider, k.model, k.attribution, n.cost, n.tokens, k.window_ids, n.held::bigint[], k.caller
-FROM unnest($11::integer[], $12::uuid[], $13::text[], $14::bytea[], $15::integer[], $16::bigint[], $17::bigint[],
-    $18::text[]) AS n (kind, id, request_id, body_hash, ttl_s, cost, tokens, held)
+    k.provider, k.model, k.attribution, n.cost, n.tokens, k.window_ids, n.held::bigint[], k.caller, k.currency
+FROM unnest($12::integer[], $13::uuid[], $14::text[], $15::bytea[], $16::integer[], $17::bigint[], $18::bigint[],
+    $19::text[]) AS n (kind, id, request_id, body_hash, ttl_s, cost, tokens, held)
 JOIN kind k ON k.i = n.kind
 
 -- name: commit_admission
 SELECT admission_commit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-    $22, $23)
+    $22, $23, $24)
 
 -- name: lock_requests
 SELECT * FROM reservation WHERE org_id = $1 AND request_id = ANY ($2::text[]) AND NOT superseded
@@ -61,12 +62,12 @@ WHERE r.org_id = $1 AND r.reservation_id = n.reservation_id AND r.status = 'live
 
 -- name: extend
 UPDATE reservation SET expires_at = $3, provider = $4, model = $5, estimated_cost = $6, estimated_tokens = $7,
-    window_ids = $8, held = $9,
+    window_ids = $8, held = $9, currency = $10,
     -- Parts that were used under another estimate cannot be compared with this one.
-    used_cost = CASE WHEN used_tokens = 0 OR (estimated_cost, estimated_tokens) IS NOT DISTINCT FROM ($6, $7)
-        THEN used_cost END,
-    used_tokens = CASE WHEN used_tokens = 0 OR (estimated_cost, estimated_tokens) IS NOT DISTINCT FROM ($6, $7)
-        THEN used_tokens END
+    used_cost = CASE WHEN used_tokens = 0 OR (estimated_cost, estimated_tokens, currency)
+        IS NOT DISTINCT FROM ($6, $7, $10) THEN used_cost END,
+    used_tokens = CASE WHEN used_tokens = 0 OR (estimated_cost, estimated_tokens, currency)
+        IS NOT DISTINCT FROM ($6, $7, $10) THEN used_tokens END
 WHERE org_id = $1 AND reservation_id = $2 AND status = 'live'
 
 -- name: expired

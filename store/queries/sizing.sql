@@ -38,13 +38,14 @@ FROM sizing WHERE org_id = $1 AND (provider, model, feature, agent_id) > ($2, $3
 ORDER BY provider, model, feature, agent_id LIMIT $6
 
 -- name: count_overrun
-INSERT INTO overrun_cause AS o (org_id, day, cause, unit, amount, charges)
-SELECT $1, (ledger_clock() AT TIME ZONE 'UTC')::date, n.cause, n.unit, n.amount, n.charges
-FROM unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[]) WITH ORDINALITY AS n (cause, unit, amount, charges, i)
+INSERT INTO overrun_cause AS o (org_id, day, cause, unit, amount, charges, currency)
+SELECT $1, (ledger_clock() AT TIME ZONE 'UTC')::date, n.cause, n.unit, n.amount, n.charges, n.currency
+FROM unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::text[])
+    WITH ORDINALITY AS n (cause, unit, amount, charges, currency, i)
 ORDER BY n.i
-ON CONFLICT (org_id, day, cause, unit) DO UPDATE SET
-    amount = o.amount + excluded.amount, charges = o.charges + excluded.charges
+ON CONFLICT (org_id, day, cause, unit, currency) DO UPDATE SET
+    amount = least(o.amount::numeric + excluded.amount, 9000000000000000000)::bigint, charges = o.charges + excluded.charges
 
 -- name: overruns
-SELECT cause, unit, sum(amount)::bigint AS amount, sum(charges)::bigint AS charges FROM overrun_cause
-WHERE org_id = $1 AND day >= $2 AND day < $3 GROUP BY cause, unit ORDER BY cause, unit
+SELECT cause, unit, least(sum(amount), 9000000000000000000)::bigint AS amount, sum(charges)::bigint AS charges, currency FROM overrun_cause
+WHERE org_id = $1 AND day >= $2 AND day < $3 GROUP BY cause, unit, currency ORDER BY cause, unit, currency

@@ -25,12 +25,25 @@ sum(requests) FILTER (WHERE cost_status = 'unpriced') AS unpriced_requests,
 sum(requests) FILTER (WHERE reserved) AS reserved_requests,
 sum(cost) AS cost, sum(latency_count) AS latency_count, sum(latency_us_sum) AS latency_us_sum
 
--- name: event_measures
-count(*) FILTER (WHERE final) AS requests,
-count(*) FILTER (WHERE final AND status <> 'ok') AS errors,
+-- name: posting_measures
+-- Of events, and of what adjustments posted: reversals count negatively.
+sum(requests) AS requests,
+sum(requests) FILTER (WHERE status <> 'ok') AS errors,
 sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens,
 sum(cache_read_tokens) AS cache_read_tokens, sum(cache_write_tokens) AS cache_write_tokens,
 sum(reasoning_tokens) AS reasoning_tokens,
-count(*) FILTER (WHERE final AND cost_status = 'unpriced') AS unpriced_requests,
-count(*) FILTER (WHERE final AND reserved) AS reserved_requests,
-sum(cost) AS cost, count(latency_ms) AS latency_count, sum(round(latency_ms * 1000)::bigint) AS latency_us_sum
+sum(requests) FILTER (WHERE cost_status = 'unpriced') AS unpriced_requests,
+sum(requests) FILTER (WHERE reserved) AS reserved_requests,
+sum(cost) AS cost, sum(sign) FILTER (WHERE latency_ms IS NOT NULL) AS latency_count,
+sum(sign * round(latency_ms * 1000)::bigint) AS latency_us_sum
+
+-- name: look
+-- Bounded by what is looked at, not by what is found; the last row looked at always comes back, numbered.
+SELECT * FROM (
+    SELECT *, row_number() OVER (ORDER BY "timestamp", id) AS n, count(*) OVER () AS looked_at,
+        NOT ${unpriced}::boolean OR cost_status = 'unpriced' OR EXISTS (SELECT FROM unnest(flags) f WHERE f LIKE 'no_exchange_rate%')
+            OR EXISTS (SELECT FROM adjustment a WHERE a.org_id = e.org_id AND a.usage_id = e.id) AS wanted
+    FROM (SELECT * FROM usage_event WHERE {where} ORDER BY "timestamp", id LIMIT ${limit}) e
+) numbered
+WHERE wanted OR n = looked_at
+ORDER BY n

@@ -48,10 +48,13 @@ WHERE org_id = $1 AND budget_id = $2 AND entity_id = $3 AND starts_at < $4
 ORDER BY starts_at DESC LIMIT 1
 
 -- name: create
-INSERT INTO budget_window (org_id, budget_id, entity_id, starts_at, ends_at, carry, high_limit, backfilled, spent, overrun)
-SELECT $1, n.budget_id, n.entity_id, n.starts_at, n.ends_at, n.carry, n.high_limit, n.backfilled, n.backfilled, n.overrun
+INSERT INTO budget_window (org_id, budget_id, entity_id, starts_at, ends_at, carry, high_limit, backfilled, spent, overrun,
+    fx_revision)
+SELECT $1, n.budget_id, n.entity_id, n.starts_at, n.ends_at, n.carry, n.high_limit, n.backfilled, n.backfilled, n.overrun,
+    coalesce(n.fx_revision, (SELECT max(revision) FROM exchange_rate WHERE org_id IN ('', $1)), 0)
 FROM unnest($2::uuid[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::bigint[], $7::bigint[], $8::bigint[],
-    $9::bigint[]) AS n (budget_id, entity_id, starts_at, ends_at, carry, high_limit, backfilled, overrun)
+    $9::bigint[], $10::bigint[]) AS n (budget_id, entity_id, starts_at, ends_at, carry, high_limit, backfilled, overrun,
+    fx_revision)
 ORDER BY n.budget_id, n.entity_id, n.starts_at
 ON CONFLICT (org_id, budget_id, entity_id, starts_at) DO NOTHING
 RETURNING *
@@ -84,22 +87,28 @@ SET high_limit = CASE WHEN $3::bigint IS NULL THEN NULL ELSE greatest($3 + carry
 WHERE org_id = $1 AND budget_id = $2
 
 -- name: charged
--- What applied events of a window took, by entity; those after its end (at most minutes ahead) by minute.
-SELECT entity_id, later_at, sum(amount)::bigint AS amount
+-- What applied events of a window took, adjustments included, by entity; those after its end (at most minutes ahead) by minute.
+-- A cost is converted by itself and rounded once, as it would have been when it was charged.
+SELECT entity_id, later_at, coalesce(sum(amount), 0) AS amount,
+    coalesce(array_agg(DISTINCT currency) FILTER (WHERE amount IS NULL), '{}') AS lacking
 FROM (
     SELECT CASE $2 WHEN 'global' THEN '*' WHEN 'team' THEN team_id WHEN 'user' THEN user_id
             WHEN 'project' THEN project_id WHEN 'feature' THEN feature WHEN 'agent' THEN agent_id
             WHEN 'session' THEN session_id WHEN 'task' THEN task_id WHEN 'environment' THEN environment
             WHEN 'cost_center' THEN cost_center END AS entity_id,
-        CASE $4 WHEN 'cost' THEN coalesce(cost, 0) WHEN 'tokens' THEN prompt_tokens + completion_tokens
-            ELSE final::integer END AS amount,
-        CASE WHEN charged_at >= $6 THEN date_trunc('minute', charged_at) END AS later_at
-    FROM usage_event
+        CASE $4 WHEN 'cost' THEN CASE WHEN coalesce(cost, 0) = 0 THEN 0::numeric
+                ELSE half_even(cost * r.numerator, r.denominator) END
+            WHEN 'tokens' THEN prompt_tokens + completion_tokens
+            ELSE requests END AS amount,
+        CASE WHEN charged_at >= $6 THEN date_trunc('minute', charged_at) END AS later_at, currency
+    FROM usage_posting
+    LEFT JOIN unnest($12::text[], $13::numeric[], $14::numeric[]) AS r (code, numerator, denominator)
+        ON r.code = currency
     WHERE org_id = $1 AND charged_at >= $5
       AND ($7::text IS NULL OR provider LIKE $7) AND ($8::text IS NULL OR model LIKE $8)
       AND ($9::text IS NULL OR feature LIKE $9) AND ($10::text IS NULL OR environment LIKE $10)
       AND ($11::text IS NULL OR agent_id LIKE $11)
 ) e
 WHERE entity_id IS NOT NULL AND ($3 = '*' OR entity_id = $3)
-GROUP BY entity_id, later_at HAVING sum(amount) > 0
+GROUP BY entity_id, later_at HAVING sum(amount) > 0 OR bool_or(amount IS NULL)
 ORDER BY entity_id, later_at

@@ -10,9 +10,12 @@ from typing import Any, Final, cast
 import msgspec
 from msgspec import inspect as kinds
 
+from schemas.tokens import Texts
 from signals import Request
 
 INVALID: Final = "invalid_request"
+# What fields must be that requests keep raw until they are counted.
+TEXTS: Final = {field.encode_name: field.type for field in cast("Any", kinds.type_info(Texts)).fields}
 # A position that another list, or nobody, has given: no text of it may reach PostgreSQL.
 CURSORS: Final = {
     "a word": "x",
@@ -93,9 +96,14 @@ def put(body: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, An
     if not rest:
         return {**body, first: value}
     if rest[0] == "[0]":
-        inner: Any = [value] if len(rest) == 1 else [put({}, rest[1:], value)]
+        inner: Any = [value] if len(rest) == 1 else [put(_first(body.get(first)), rest[1:], value)]
         return {**body, first: inner}
     return {**body, first: put(_object(body.get(first)), rest, value)}
+
+
+def _first(value: Any) -> dict[str, Any]:
+    """The first item of a list of objects, so that the rest of it stays good."""
+    return _object(cast("list[Any]", value)[0]) if isinstance(value, list) and value else {}
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -104,7 +112,10 @@ def _object(value: Any) -> dict[str, Any]:
 
 def _places(kind: Any, path: tuple[str, ...]) -> Iterator[Place]:
     for field in kind.fields:
-        yield from _place(field.type, (*path, field.encode_name), required=field.required)
+        options = field.type.types if isinstance(field.type, kinds.UnionType) else (field.type,)
+        raw = any(isinstance(option, kinds.RawType) for option in options)
+        of = TEXTS[field.encode_name] if raw else field.type
+        yield from _place(of, (*path, field.encode_name), required=field.required)
 
 
 def _place(kind: Any, path: tuple[str, ...], *, required: bool) -> Iterator[Place]:

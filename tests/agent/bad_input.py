@@ -126,6 +126,20 @@ def _structure() -> Iterator[Case]:
     yield Case("counts and raw usage", "track_usage", {**USAGE, "usage": {}}, field="completion_tokens")
 
 
+def _streams() -> Iterator[Case]:
+    text = {"choices": [{"delta": {"content": "Hello"}}]}
+    start = {"type": "message_start", "message": {"usage": {"input_tokens": -1}}}
+    for signal in ("track_usage", "calculate_cost"):
+        yield Case("a stream of nothing", signal, {**CALL, "usage": [{"type": "ping"}]}, field="usage")
+        yield Case("a stream of numbers", signal, {**CALL, "usage": [1]}, field="usage[0]")
+        yield Case("a broken stream with its counts", signal, {**USAGE, "usage": [text]}, field="completion_tokens")
+        bad = {**CALL, "usage": [start, text]}
+        yield Case("a broken stream with a negative count", signal, bad, field="usage.input_tokens")
+    large = {**CALL, "usage": [text | {"a": 2**64}]}
+    yield Case("a broken stream with 2^64", "track_usage", large, field="usage")
+    yield Case("a stream that is too large", "track_usage", {**CALL, "usage": [text] * 8_000}, field="usage")
+
+
 def _numbers() -> Iterator[Case]:
     for text in ("NaN", "Infinity", "-Infinity", "1e400", "-1", "1.0", "1.5", '"1.0"', '"1000"', "true", "[]", "1e3"):
         for signal, body in (("track_usage", USAGE), ("check_budget", CHECK)):
@@ -155,6 +169,7 @@ def _numbers() -> Iterator[Case]:
         field="usage.prompt_tokens",
     )
     yield Case("usage without counts", "track_usage", {**CALL, "usage": {"a": 1}}, field="usage")
+    yield from _streams()
     yield Case("unknown api", "track_usage", {**CALL, "usage": {"prompt_tokens": 1}, "api": "x"}, field="api")
     yield Case("ttl of nothing", "check_budget", {**CHECK, "ttl_s": 0}, field="ttl_s")
     yield Case("threshold 0", "create_budget", {**BUDGET, "alert_thresholds": [0]}, field="alert_thresholds[0]")
@@ -187,7 +202,7 @@ def _money() -> Iterator[Case]:
     for number in ("1", "1.5"):
         body = raw({"name": "n", "type": "team"}, f'"limit":{number}')
         yield Case(f"amount as a JSON number `{number}`", "create_budget", body, field="limit")
-    for text in ("EUR", "usd", "", "US"):
+    for text in ("EUX", "usd", "", "US"):
         for signal, body in (("track_usage", USAGE), ("check_budget", CHECK), ("create_budget", BUDGET)):
             yield Case(f"currency `{text}`", signal, {**body, "currency": text}, field="currency")
 
@@ -377,7 +392,7 @@ PUBLISHED: tuple[Letter, ...] = (
     Letter("metadata with 2^64", {**USAGE, "metadata": {"a": 2**64}}, "metadata"),
     Letter("subsets exceed the total", {**USAGE, "reasoning_tokens": 101}, "reasoning_tokens"),
     Letter("amount `1e3`", {**USAGE, "reported_cost": "1e3"}, "reported_cost"),
-    Letter("currency EUR", {**USAGE, "currency": "EUR"}, "currency"),
+    Letter("currency EUX", {**USAGE, "currency": "EUX"}, "currency"),
     Letter("time in the future", {**USAGE, "timestamp": "2999-01-01T00:00:00Z"}, "timestamp"),
     Letter("time without a zone", {**USAGE, "timestamp": "2026-01-01T00:00:00"}, "timestamp"),
     Letter("reservation_id no UUID", {**USAGE, "reservation_id": "x"}, "reservation_id"),

@@ -26,6 +26,8 @@ def amounts() -> Iterator[Refused]:
         ("extend_reservation", GOOD["extend_reservation"], "estimated_cost"),
         ("check_budget", GOOD["check_budget"], "estimated_cost"),
         ("track_usage", GOOD["track_usage"], "reported_cost"),
+        ("adjust_usage", GOOD["adjust_usage"], "amount"),
+        ("adjust_usage", {"usage_id": "u1", "kind": "correct", "reason": "r"}, "cost"),
     )
     wrong = (
         "-1",
@@ -102,7 +104,7 @@ def budgets() -> Iterator[Refused]:
     yield new("a limit that overage makes too large", "overage_percent", limit="1000000000", overage_percent=10)
     yield new("threshold 0", "alert_thresholds[0]", alert_thresholds=[0])
     yield new("21 thresholds", "alert_thresholds", alert_thresholds=[*range(1, 22)])
-    yield new("currency not kept", "currency", currency="EUR")
+    yield new("no currency", "currency", currency="EUX")
     yield new(
         "an approver of no role", "override_policy.approver_roles[0]", override_policy={"approver_roles": ["boss"]}
     )

@@ -91,7 +91,7 @@ def _entries() -> tuple[tuple[str, list[Any], str], ...]:
                 *("$" + "9" * 30 + "/day", "", "NaN USD/day", "5 XYZW/day", "\u0665 USD/day", "$1.0000000001/day"),
             )
         ),
-        ("limit `5 EUR/day`, not kept", {"limit": "5 EUR/day"}, "currency"),
+        ("limit `5 EUX/day`, no currency", {"limit": "5 EUX/day"}, "limit"),
         ("a limit that is a number", {"limit": 5}, "limit"),
         ("two currencies", {"limit": "$5/day", "currency": "EUR"}, "currency"),
         ("time zone `Mars/Base`", {"timezone": "Mars/Base"}, "timezone"),

@@ -3,9 +3,14 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from tests.agent.bad_adjustments import adjustments
 from tests.agent.bad_alerts import channels, rules
+from tests.agent.bad_bills import bills, exports
+from tests.agent.bad_currencies import currencies
 from tests.agent.bad_fields import BEYOND_UTC, CURSORS, INVALID
+from tests.agent.bad_finance import finance
 from tests.agent.bad_money import amounts, brakes, budgets, overrides, policies
+from tests.agent.bad_prices import aliases, price_rules, refreshes
 from tests.agent.good_requests import (
     CALL,
     COUNTS,
@@ -35,6 +40,8 @@ def _ids() -> Iterator[Refused]:
         ("review_override", "override_id", INVALID),
         ("retry_delivery", "delivery_id", "not_found"),
         ("acknowledge_alert", "alert_id", INVALID),
+        ("get_invoice", "invoice_id", "not_found"),
+        ("void_invoice", "invoice_id", "not_found"),
         ("revoke_api_key", "key_id", "not_found"),
     ):
         for text in ("x", NOBODY[:-1], NOBODY + "0", "{" + NOBODY + "}", NOBODY.replace("-", ""), "$budget "):
@@ -61,8 +68,8 @@ def _cursors() -> Iterator[Refused]:
     for signal in GOOD:
         if signal in ("get_usage", "get_audit_trail") or signal.startswith("list_"):
             for what, text in CURSORS.items():
-                # Two texts are where a page of kill switches may end.
-                if (signal, what) != ("list_brakes", "year 1 beyond UTC"):
+                # Two texts are where a page of kill switches, or of limits, may end.
+                if signal not in ("list_brakes", "list_model_limits") or what != "year 1 beyond UTC":
                     yield Refused(f"cursor: {what}", signal, {"cursor": text}, "cursor")
     for mode in ({"verify": True}, {"format": "jsonl"}):
         for what, text in (
@@ -71,6 +78,23 @@ def _cursors() -> Iterator[Refused]:
             ("of a seq below 0", "WyJhZnRlciIsLTFd"),
         ):
             yield Refused(f"cursor: {what}", "get_audit_trail", {**mode, "cursor": text}, "cursor")
+
+
+def _tokens() -> Iterator[Refused]:
+    yield Refused("nothing to count", "count_tokens", CALL, "text")
+    for body in ({**CALL, "text": "x", "prompt_tokens": 1}, {**CALL, "text": "x", "usage": {"prompt_tokens": 1}}):
+        yield Refused(
+            "texts and counts", "calculate_cost", body, next(k for k in ("usage", "prompt_tokens") if k in body)
+        )
+    yield Refused(
+        "an answer and its size",
+        "calculate_cost",
+        {**CALL, "text": "x", "completion": "y", "completion_tokens": 1},
+        "completion_tokens",
+    )
+    yield Refused("a model without a provider", "list_model_limits", {"model": "gpt-4o"}, "provider")
+    for field in ("provider", "model"):
+        yield Refused("a name of blanks", "set_model_limit", {**GOOD["set_model_limit"], field: "  "}, field)
 
 
 def _usage() -> Iterator[Refused]:
@@ -101,6 +125,14 @@ def _usage() -> Iterator[Refused]:
         {**GOOD["calculate_cost"], "reasoning_tokens": 101},
         "reasoning_tokens",
     )
+    for what, rates, field in (
+        ("a rate below 0", {"input": "-1"}, "rates.input"),
+        ("a rate that is no number", {"output": "free"}, "rates.output"),
+        ("a kind that is none", {"inputs": "1"}, "rates"),
+    ):
+        yield Refused(what, "calculate_cost", {**GOOD["calculate_cost"], "rates": rates}, field)
+    unknown = {**GOOD["calculate_cost"], "rates": {"input": "1"}, "currency": "XXY"}
+    yield Refused("rates of a currency that is none", "calculate_cost", unknown, "currency")
     for signal in ("track_usage", "calculate_cost"):
         body = {**CALL, "usage": {"prompt_tokens": -1}}
         yield Refused("raw usage below 0", signal, body, "usage.prompt_tokens")
@@ -136,7 +168,11 @@ def _settings() -> Iterator[Refused]:
         return Refused(what, "configure_manager", fields, field)
 
     yield choose("a field that calls do not have", "required_attribution[0]", required_attribution=["user"])
-    yield choose("estimate, which is not there yet", "on_unpriced", on_unpriced="estimate")
+    yield choose("what nobody does", "on_unpriced", on_unpriced="guess")
+    yield choose("rates without the output's", "unpriced_rates", unpriced_rates={"input": "1"})
+    yield choose("a rate below 0", "unpriced_rates.output", unpriced_rates={"input": "1", "output": "-1"})
+    yield choose("a kind that is none", "unpriced_rates", unpriced_rates={"inputs": "1"})
+    yield choose("a provider without a name", "self_hosted_providers[0]", self_hosted_providers=[""])
     yield choose("the 49th percentile", "sizing.percentile", sizing={"percentile": 49})
     yield choose("a share of 0", "sizing.share_cap_percent", sizing={"share_cap_percent": 0})
     yield choose("pressure at 101 percent", "pressure_percent", pressure_percent=101)
@@ -252,12 +288,18 @@ TOPICS: Final[Mapping[str, tuple[Refused, ...]]] = {
     "Ids and names": tuple(_ids()),
     "Pages": tuple(_cursors()),
     "Amounts": tuple(amounts()),
+    "Currencies": tuple(currencies()),
+    "Adjustments": tuple(adjustments()),
     "Times": tuple(_moments()),
     "Budgets": tuple(budgets()),
     "Policies": tuple(policies()),
     "Overrides": tuple(overrides()),
     "Kill switches": tuple(brakes()),
-    "Usage, prices and dead letters": tuple(_usage()),
+    "Usage, prices and dead letters": (*_usage(), *_tokens()),
+    "Exports and bills": (*exports(), *bills()),
+    "Price rules": tuple(price_rules()),
+    "Allocation, projections and invoices": tuple(finance()),
+    "Names of models and price files": (*aliases(), *refreshes()),
     "Alert rules": tuple(rules()),
     "Channels and deliveries": tuple(channels()),
     "Settings, audit trail and the contract": tuple(_settings()),

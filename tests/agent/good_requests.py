@@ -15,6 +15,13 @@ ORG: Final = "acme"
 NAMELESS_ORG: Final = "globex"
 CALL: Final[dict[str, Any]] = {"provider": "openai", "model": "gpt-4o"}
 COUNTS: Final[dict[str, Any]] = {"prompt_tokens": 1000, "completion_tokens": 100}
+PRICE: Final[dict[str, Any]] = {
+    "name": "local models",
+    "layer": "operator",
+    "op": "rates",
+    "provider": "local",
+    "rates": {"input": "0.5", "output": "1"},
+}
 SPAN: Final[dict[str, Any]] = {"start": "2026-01-01T00:00:00Z", "end": "2026-02-01T00:00:00Z"}
 FUTURE: Final = "2999-01-01T00:00:00Z"
 SECRET: Final = "whsec_" + "A" * 32
@@ -31,10 +38,30 @@ RAISE: Final[dict[str, Any]] = {
 }  # fmt: skip
 BRAKE: Final[dict[str, Any]] = {"scope": "team", "entity_id": "ops", "on": True, "reason": "a leak"}
 BUDGET: Final[dict[str, Any]] = {"name": "research", "type": "team", "entity_id": "research", "limit": "1"}
+BILL: Final[dict[str, Any]] = {
+    "bill_id": "january",
+    "provider": "openai",
+    "csv": "day,cost\n2026-01-01,1.5\n",
+    "columns": {"date": "day", "cost": "cost"},
+}
+
+SHARED: Final[dict[str, Any]] = {"name": "platform", "shared": {"project_id": "platform"}, "split": "by_cost"}
+PROJECT: Final[dict[str, Any]] = {
+    "conversations_per_day": 1000,
+    "messages_per_conversation": 10,
+    "tokens": {"prompt": 200, "completion": 100},
+    "models": [{**CALL, "percent": "100"}],
+}
 
 # One request of every signal that is served as it stands. Those that end something name what is there for them.
 GOOD: Final[Mapping[str, dict[str, Any]]] = {
     "track_usage": {**CALL, **COUNTS},
+    "count_tokens": {**CALL, "text": "hello"},
+    "set_model_limit": {"provider": "openai", "model": "new", "context_window": 1000},
+    "list_model_limits": {},
+    "adjust_usage": {"usage_id": "u1", "kind": "refund", "amount": "0.000001", "reason": "given back"},
+    "list_adjustments": {},
+    "reprice_usage": SPAN,
     "get_usage": {},
     "aggregate_usage": SPAN,
     "list_dead_letters": {},
@@ -56,6 +83,29 @@ GOOD: Final[Mapping[str, dict[str, Any]]] = {
     "list_brakes": {},
     "calculate_cost": {**CALL, **COUNTS},
     "get_pricing": CALL,
+    "update_pricing": {
+        "rules": [PRICE],
+        "end": [{"name": "half", "version": 1}],
+        "dry_run": True,
+        "preview": SPAN,
+    },
+    "list_price_rules": {},
+    "set_model_alias": {"provider": "local", "alias": "fast", "to_provider": "openai", "to_model": "gpt-4o"},
+    "list_model_aliases": {},
+    "refresh_prices": {"source": "bundled"},
+    "allocate_costs": {**SPAN, "by": "team"},
+    "set_allocation_rules": {"by": "team", "rules": [SHARED]},
+    "list_allocation_rules": {},
+    "project_costs": PROJECT,
+    "prepare_invoice": SPAN,
+    "void_invoice": {"invoice_id": "$doomedinvoice", "reason": "a demo"},
+    "list_invoices": {},
+    "get_invoice": {"invoice_id": "$invoice"},
+    "get_exchange_rates": {"base": "EUR"},
+    "update_exchange_rates": {"rates": [{"base": "USD", "quote": "VND", "rate": "25400"}], "source": "a bank"},
+    "export_usage": SPAN,
+    "reconcile_bill": BILL,
+    "list_bills": {},
     "set_channel": HOOK,
     "list_channels": {},
     "delete_channel": {"name": "doomed"},
@@ -85,7 +135,7 @@ GOOD: Final[Mapping[str, dict[str, Any]]] = {
     "list_schedules": {},
     "delete_schedule": {"name": "doomed"},
 }
-READING: Final = ("get_", "list_", "aggregate_", "calculate_", "describe")
+READING: Final = ("allocate_", "project_", "get_", "list_", "aggregate_", "calculate_", "describe")
 
 
 @dataclass(frozen=True, slots=True)

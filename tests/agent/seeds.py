@@ -17,9 +17,28 @@ TEAM: Final[dict[str, Any]] = {"type": "team", "entity_id": "ops", "limit": "100
 ALWAYS_QUIET: Final = {**QUIET, "start": "00:00", "end": "00:00", "except_level": None}
 # Everything that people and policies change. What is not here is written by jobs, or by what is served in between.
 TABLES: Final = (
-    *("alert", "alert_action", "alert_rule", "api_key", "app_user", "audit", "audit_head", "brake", "budget"),
-    *("budget_window", "channel", "dead_letter", "delivery", "org_catalogue", "override", "overrun_cause"),
-    *("policy_document", "reservation", "schedule", "setting", "team_member", "usage_event", "usage_id"),
+    *(
+        "adjustment",
+        "adjustment_entry",
+        "alert",
+        "alert_action",
+        "alert_rule",
+        "api_key",
+        "app_user",
+        "audit",
+        "audit_head",
+        "bill",
+        "bill_line",
+        "bill_part",
+        "bill_row",
+        "brake",
+        "budget",
+    ),
+    *("budget_window", "channel", "dead_letter", "delivery", "exchange_rate", "org_catalogue", "override"),
+    "overrun_cause",
+    *("allocation_rules", "invoice", "invoice_line", "invoice_number"),
+    *("model_alias", "price_book", "price_rule", "price_snapshot", "price_snapshot_use"),
+    *("model_limit", "policy_document", "reservation", "schedule", "setting", "team_member", "usage_event", "usage_id"),
 )
 # A window without sums is none: the next decision opens it when a minute has passed.
 _ONLY: Final = {"budget_window": "WHERE spent <> 0 OR reserved <> 0 OR overrun <> 0"}
@@ -59,8 +78,11 @@ async def sow(client: Client, other: Client) -> dict[str, str]:
         body = {"budget_id": ids["budget"], "percent": percent, "reason": "a demo", "until": ids["tomorrow"]}
         await made(name, "request_override", "override_id", body, who)
     await ask(client, "review_override", {"override_id": ids["denied"], "decision": "deny"})
+    await _sow_prices(client)
+    await _sow_invoices(client, ids)
     await _sow_access(client, ids)
     await _sow_alerts(client, ids)
+    await _sow_bills(client)
     await _sow_letters(client, ids)
     return ids
 
@@ -77,6 +99,43 @@ _BUDGETS: Final[dict[str, dict[str, Any]]] = {
     "doomed": {},
     "deleted": {},
 }
+
+
+async def _sow_invoices(client: Client, ids: dict[str, str]) -> None:
+    """Invoices of two teams for June of last year, one of them taken back, and one to be taken back."""
+    usage = {**CALL, "prompt_tokens": 1000, "timestamp": "2025-06-15T12:00:00Z", "ack": "applied"}
+    for team in ("ops", "sales", "support"):
+        body = {**usage, "id": f"june-{team}", "team_id": team}
+        assert (await ask(client, "track_usage", body)).result["accepted"]
+    asked = {"month": "2025-06", "status": "final"}
+    for name, team in (("invoice", "ops"), ("voided", "sales"), ("doomedinvoice", "support")):
+        body = {**asked, "payer": {"type": "team", "entity_id": team}, "request_id": f"june-{team}"}
+        ids[name] = (await ask(client, "prepare_invoice", body)).result["invoice_id"]
+    note = await ask(client, "void_invoice", {"invoice_id": ids["voided"], "reason": "a demo"})
+    ids["creditnote"] = note.result["invoice_id"]
+
+
+async def _sow_prices(client: Client) -> None:
+    """A rule and an alias, and one of each that has ended; they price nothing that is tested."""
+    rules = [
+        {"name": name, "layer": "contract", "op": "multiply", "provider": "nobody", "model": name, "factor": "0.5"}
+        for name in ("half", "over")
+    ]
+    assert (await ask(client, "update_pricing", {"rules": rules})).result["applied"]
+    assert (await ask(client, "update_pricing", {"end": [{"name": "over", "version": 1}]})).result["applied"]
+    for alias in ("ours", "over"):
+        body = {"provider": "azure", "alias": alias, "to_model": "gpt-4o"}
+        assert (await ask(client, "set_model_alias", body)).result
+    over = {"provider": "azure", "alias": "over", "version": 1}
+    assert (await ask(client, "set_model_alias", over)).result
+
+
+async def _sow_bills(client: Client) -> None:
+    """A bill that is complete, and one of which parts are still to come."""
+    for name, last in (("known", True), ("open", False)):
+        text = "day,cost\n2026-01-02,2\n2026-01-03,1\n"
+        body = {"bill_id": name, "provider": "openai", "csv": text, "columns": {"date": "day", "cost": "cost"}}
+        assert (await ask(client, "reconcile_bill", {**body, "last": last})).result
 
 
 async def _sow_access(client: Client, ids: dict[str, str]) -> None:
@@ -104,6 +163,10 @@ async def _sow_alerts(client: Client, ids: dict[str, str]) -> None:
         assert (await ask(client, "set_alert_rule", {"name": name, **rule, "channels": channels})).result
     usage = {**CALL, "prompt_tokens": 1000, "team_id": "ops", "ack": "applied", "id": "u1"}
     assert (await ask(client, "track_usage", usage)).result["accepted"]
+
+    assert (await ask(client, "track_usage", {**usage, "id": "void", "team_id": None})).result["accepted"]
+    void = {"usage_id": "void", "kind": "void", "reason": "a demo", "adjustment_id": "done"}
+    assert (await ask(client, "adjust_usage", void)).result["accepted"] == 1
 
     async def told(status: str) -> list[dict[str, Any]]:
         return (await ask(client, "list_deliveries", {"status": status})).result["deliveries"]

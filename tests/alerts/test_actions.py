@@ -13,10 +13,12 @@ from handlers.alerts.watch import Watch
 from handlers.context import Caller, Context
 from handlers.enforcer.budgets import create_budget, update_budget
 from handlers.enforcer.status import get_budget_status
+from handlers.pricing.update import update_pricing
 from schemas.alert import SetAlertRule
 from schemas.budget import Budget, CreateBudget, GetBudgetStatus, UpdateBudget
+from schemas.pricing import UpdatePricing
 from tests.alerts.scene import actions, alerts, audited, deliveries, look, rule
-from tests.support.ledger import LedgerAgent, World
+from tests.support.ledger import CENT, LedgerAgent, World
 
 HALF = {"name": "half", "kind": "threshold"}
 
@@ -311,3 +313,41 @@ async def test_a_change_after_which_nothing_got_faster_is_left_alone(world: Worl
     await look(agent)
     assert await actions(world) == [("done", "no change to take back")]
     assert (await _now(agent, raised.budget_id)).limit == "100"
+
+
+async def _priced(agent: LedgerAgent, **fields: Any) -> None:
+    rule_ = {"name": "acme", "layer": "contract", "op": "multiply", "provider": "acme", "factor": "10", **fields}
+    await update_pricing(agent.context, msgspec.convert({"rules": [rule_]}, UpdatePricing))
+
+
+async def _spend_fast(world: World, agent: LedgerAgent, entities: list[str], *, unit: str = "cost") -> None:
+    """A hundred calls' worth of tokens an hour: 1 USD at the list price, 10 USD at ten times of it."""
+    parameters = {"limit": "5", "unit": "cost"} if unit == "cost" else {"limit": "50", "unit": "tokens"}
+    doing = [{"do": "rollback", "entities": entities}]
+    await rule(agent, "fast", "hourly_rate", parameters=parameters, actions=doing)
+    await world.wait(hours=2)
+    await look(agent)
+    await agent.track(completion_tokens=100)
+    await look(agent)
+
+
+async def test_a_price_after_which_spending_is_too_fast_is_taken_back_by_another_version(world: World) -> None:
+    agent = world.agents[0]
+    await _priced(agent)
+    await _spend_fast(world, agent, ["budget", "price_rule"])
+    ((status, result),) = await actions(world)
+    assert (status, result) == ("done", "change 1 by tester taken back")
+    assert await audited(world, "price_rule") == [("tester", "created"), ("policy:fast", "reverted")]
+    versions = await world.fetch("SELECT version, definition IS NULL AS ends FROM price_rule ORDER BY version")
+    assert [(v["version"], v["ends"]) for v in versions] == [(1, False), (2, True)]
+    assert [told["action"] for told in await world.told("pricing.changed")] == ["created", "reverted"]
+    await agent.track(completion_tokens=100, id="after")
+    (row,) = await world.fetch("SELECT cost FROM usage_event WHERE id = 'after'")
+    assert row["cost"] == 100 * CENT, "the list price holds again"
+
+
+async def test_a_price_is_not_why_there_are_too_many_tokens(world: World) -> None:
+    agent = world.agents[0]
+    await _priced(agent)
+    await _spend_fast(world, agent, ["price_rule"], unit="tokens")
+    assert await actions(world) == [("done", "no change to take back")]

@@ -18,26 +18,26 @@ SELECT count(*) AS windows,
     coalesce(sum(w.overrun), 0) AS overrun
 FROM budget_window w JOIN budget b USING (org_id, budget_id) WHERE b.enforcement = 'block'"""
 
-# P3 and P4, in one snapshot, at any instant: reserved is what live reservations hold, spent is what events charged.
+# P3 and P4, in one snapshot, at any instant: reserved is what live reservations hold, spent is what was charged.
 DIFFERING = """
 WITH held AS (
     SELECT h.window_id, sum(h.amount) AS amount
     FROM reservation r, unnest(r.window_ids, r.held) AS h (window_id, amount) WHERE r.status = 'live' GROUP BY 1
 ), charged AS (
-    SELECT c.window_id, sum(c.amount) AS amount
-    FROM usage_event e, unnest(e.charge_windows, e.charge_amounts) AS c (window_id, amount) GROUP BY 1
+    SELECT c.window_id, sum(c.amount) AS amount FROM (
+        SELECT charge_windows, charge_amounts FROM usage_event
+        UNION ALL SELECT charge_windows, charge_amounts FROM adjustment) e,
+        unnest(e.charge_windows, e.charge_amounts) AS c (window_id, amount) GROUP BY 1
 )
 SELECT count(*) FROM budget_window w
 LEFT JOIN held USING (window_id) LEFT JOIN charged USING (window_id)
 WHERE w.reserved <> coalesce(held.amount, 0) OR w.spent <> coalesce(charged.amount, 0) + w.backfilled"""
 
 ROLLUPS = """
-SELECT (SELECT coalesce(sum(cost), 0) FROM usage_rollup) = (SELECT coalesce(sum(cost), 0) FROM usage_event)
-   AND (SELECT coalesce(sum(prompt_tokens), 0) FROM usage_rollup)
-     = (SELECT coalesce(sum(prompt_tokens), 0) FROM usage_event)
-   AND (SELECT coalesce(sum(completion_tokens), 0) FROM usage_rollup)
-     = (SELECT coalesce(sum(completion_tokens), 0) FROM usage_event)
-   AND (SELECT coalesce(sum(requests), 0) FROM usage_rollup) = (SELECT count(*) FROM usage_event WHERE final)"""
+SELECT (SELECT (coalesce(sum(cost), 0), coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0),
+                coalesce(sum(requests), 0)) FROM usage_rollup)
+     = (SELECT (coalesce(sum(cost), 0), coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0),
+                coalesce(sum(requests), 0)) FROM usage_posting)"""
 
 SPENT = """
 SELECT b.name, w.entity_id, sum(w.spent)::bigint AS spent
@@ -120,7 +120,7 @@ async def audit(url: str, book: Book) -> Findings:
         if told["differing"] or told["fired_twice"] or told["told_twice"] or told["told"] != told["alerts"]:
             found.wrong.append(f"alerts: {dict(told)}")
         if not await connection.fetchval(ROLLUPS):
-            found.wrong.append("rollups are not the sum of events")
+            found.wrong.append("rollups are not the sum of events and adjustments")
         if differing := await connection.fetchval(DIFFERING):
             found.wrong.append(f"{differing} windows differ from their events and reservations")
         samples = Samples()

@@ -57,8 +57,10 @@ def test_counts_are_priced_with_their_line_items() -> None:
         "completion_tokens": 300,
         "total_tokens": 2306,
         "cost": "0.005615",
+        "list_cost": "0.005615",
         "currency": "USD",
         "cost_status": "priced",
+        "price_rules": [],
         "line_items": [
             {"kind": "input", "tokens": 86, "rate_per_million": "2.5", "cost": "0.000215"},
             {"kind": "cache_read", "tokens": 1920, "rate_per_million": "1.25", "cost": "0.0024"},
@@ -72,6 +74,7 @@ def test_counts_are_priced_with_their_line_items() -> None:
         "reported_cost": None,
         "context_used": 2306,
         "context_limit": 128000,
+        "count": None,
         "warnings": [],
     }
 
@@ -181,3 +184,51 @@ def test_both_signals_are_routed_and_open_to_providers_and_viewers() -> None:
         assert signal.allows(frozenset({"provider"}))
         assert signal.allows(frozenset({"viewer"}))
         assert not signal.allows(frozenset({"approver"}))
+
+
+def test_rates_of_the_request_take_the_place_of_every_known_price() -> None:
+    reply = cost_of(
+        provider="openai",
+        model="gpt-4o",
+        prompt_tokens=1000,
+        completion_tokens=100,
+        cache_read_tokens=400,
+        rates={"input": "1", "output": "10"},
+        currency="EUR",
+    )
+
+    # 600 and 400 at 1 and 100 at 10 per million; cached tokens without a rate of their own are ordinary input.
+    assert (reply["cost"], reply["currency"], reply["price_source"]) == ("0.002", "EUR", "request")
+    unpriced = cost_of(provider="x", model="y", prompt_tokens=1, completion_tokens=1, rates={"input": "1"})
+    assert (unpriced["cost"], unpriced["unpriced_kinds"]) == (None, ["output"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [({"rates": {"input": "-1"}}, "rates.input"), ({"rates": {"input": "1"}, "currency": "XXY"}, "currency")],
+)
+def test_rates_of_the_request_that_are_none_are_refused(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(SignalError) as refused:
+        cost_of(provider="x", model="y", prompt_tokens=1, completion_tokens=1, **fields)
+    assert (refused.value.code, refused.value.field) == ("invalid_request", field)
+
+
+def test_what_is_processed_in_a_region_costs_what_it_costs_there() -> None:
+    usage = {"input_tokens": 1000, "output_tokens": 100, "inference_geo": "us"}
+    reply = cost_of(provider="anthropic", model="claude-opus-4-6", usage=usage)
+
+    # (1,000 x 5 + 100 x 25) x 1.1 = 8,250 millionths
+    assert reply["cost"] == "0.00825"
+    assert reply["price_rules"] == ["anthropic us inference@2026-11-22"]
+    there = pricing_of(provider="openai", model="gpt-5.4", region="eu")
+    assert there["rates"]["input"] == there["list_rates"]["input"] == "2.75"
+    assert there["rules"] == ["openai eu residency gpt-5.4*@2026-11-22"]
+    assert pricing_of(provider="openai", model="gpt-5.4")["rules"] == []
+
+
+def test_a_card_says_that_its_model_is_gone_or_was_guessed() -> None:
+    assert "deprecated" in pricing_of(provider="google", model="gemini-2.0-flash")["notes"]
+    warnings = cost_of(provider="anthropic", model="claude-sonnet-4-5-FAKE", prompt_tokens=1, completion_tokens=1)[
+        "warnings"
+    ]
+    assert warnings == ["model_guessed:claude-sonnet-4-5"]

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.cost.price import Quantities, contradiction
-from handlers.tracker.normalise import Normalised, normalise
-from handlers.tracker.payload_reader import PayloadError
-from handlers.tracker.payload_shapes import READERS
+from handlers.payloads.normalise import Normalised, normalise
+from handlers.payloads.reader import PayloadError, other_case
+from handlers.payloads.shapes import SHAPES as APIS
 
 Usage = dict[str, Any]
 
@@ -90,6 +90,16 @@ XAI: Usage = {
     "completion_tokens_details": {"reasoning_tokens": 2809},
     "cost_in_usd_ticks": 373_500_005,
 }
+MOONSHOT: Usage = {"prompt_tokens": 2006, "completion_tokens": 300, "total_tokens": 2306, "cached_tokens": 1920}
+TITAN: Usage = {"inputTextTokenCount": 11, "results": [{"tokenCount": 9, "outputText": "..."}]}
+INTERACTIONS: Usage = {
+    "total_input_tokens": 1000,
+    "total_output_tokens": 50,
+    "total_thought_tokens": 200,
+    "total_cached_tokens": 600,
+    "total_tool_use_tokens": 30,
+    "total_tokens": 1280,
+}
 PERPLEXITY: Usage = {
     "prompt_tokens": 33,
     "completion_tokens": 7163,
@@ -104,7 +114,16 @@ SHAPES = [
     ("azure", "azure.chat", OPENAI_CHAT, Quantities(2006, 300, 1920, reasoning_tokens=128)),
     ("groq", "groq.chat", OPENAI_CHAT, Quantities(2006, 300, 1920, reasoning_tokens=128)),
     ("together", "together.chat", OPENAI_CHAT, Quantities(2006, 300, 1920, reasoning_tokens=128)),
-    ("moonshotai", "openai.chat", OPENAI_CHAT, Quantities(2006, 300, 1920, reasoning_tokens=128)),
+    ("fireworks_ai", "fireworks.chat", OPENAI_CHAT, Quantities(2006, 300, 1920, reasoning_tokens=128)),
+    ("moonshotai", "moonshot.chat", MOONSHOT, Quantities(2006, 300, 1920)),
+    ("cerebras", "cerebras.chat", OPENAI_CHAT, Quantities(2006, 300, 1920, reasoning_tokens=128)),
+    ("z.ai", "zai.chat", OPENAI_CHAT, Quantities(2006, 300, 1920, reasoning_tokens=128)),
+    ("a company", "openai.chat", OPENAI_CHAT, Quantities(2006, 300, 1920, reasoning_tokens=128)),
+    ("ollama", "ollama.chat", {"prompt_eval_count": 17, "eval_count": 50}, Quantities(17, 50)),
+    ("voyageai", "voyage.embeddings", {"total_tokens": 12}, Quantities(12)),
+    ("aws", "bedrock.invoke", {"prompt_token_count": 8, "generation_token_count": 35}, Quantities(8, 35)),
+    ("aws", "bedrock.invoke", TITAN, Quantities(11, 9)),
+    ("google", "google.interactions", INTERACTIONS, Quantities(1030, 250, 600, reasoning_tokens=200)),
     ("openai", "openai.responses", OPENAI_RESPONSES, Quantities(2006, 300, 1920, 6, reasoning_tokens=128)),
     ("azure_openai", "azure.responses", OPENAI_RESPONSES, Quantities(2006, 300, 1920, 6, reasoning_tokens=128)),
     ("openai", "openai.embeddings", {"prompt_tokens": 8, "total_tokens": 8}, Quantities(8)),
@@ -151,7 +170,7 @@ def test_each_shape_becomes_inclusive_counts_and_is_told_by_its_keys(
 
 
 def test_the_shapes_above_are_all_there_are() -> None:
-    assert {api for _, api, _, _ in SHAPES} == set(READERS)
+    assert {api for _, api, _, _ in SHAPES} == set(APIS)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +254,37 @@ def test_the_total_decides_what_is_inside_what(
     assert told.flags == flags
 
 
+small = st.integers(0, 500)
+
+
+@given(small, small, small, small, st.sampled_from(["inside", "reasoning", "cache", "other"]))
+def test_the_total_is_compared_in_its_order_for_any_counts(
+    prompt: int, completion: int, reasoning: int, cached: int, stated: str
+) -> None:
+    both = prompt + completion
+    total = {
+        "inside": both,
+        "reasoning": both + reasoning,
+        "cache": both + cached,
+        "other": both + reasoning + cached + 1,
+    }
+    usage = _chat(prompt, completion, total[stated], reasoning=reasoning, cached=cached)
+    told = normalise("openai", usage)
+
+    found = (told.quantities.prompt_tokens, told.quantities.completion_tokens)
+    if total[stated] == both:
+        expected = (prompt, completion if reasoning <= completion else completion + reasoning)
+    elif total[stated] == both + reasoning:
+        expected = (prompt, completion + reasoning)
+    elif total[stated] == both + cached:
+        expected = (prompt + cached, completion)
+    else:
+        expected = (prompt, completion)
+    assert found == expected
+    assert ("total_mismatch" in told.flags) == (stated == "other")
+    assert contradiction(told.quantities) is None
+
+
 def test_a_subset_larger_than_its_total_is_clamped_and_flagged() -> None:
     told = normalise(
         "openai", {"prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 12}}
@@ -246,14 +296,103 @@ def test_a_subset_larger_than_its_total_is_clamped_and_flagged() -> None:
 
 def test_what_is_noticed_on_the_way_is_flagged() -> None:
     assert normalise("anthropic", {"output_tokens": 9}).flags == ("prompt_missing",)
-    assert normalise("anthropic", {**ANTHROPIC, "inference_geo": "us"}).flags == ("regional_inference",)
-    assert normalise("anthropic", {**ANTHROPIC, "speed": "fast"}).service_tier == "fast"
     assert normalise("cohere", COHERE).context_tokens == 489
     assert "citations_as_output" in normalise("perplexity", PERPLEXITY).flags
-    drawn = {**GEMINI, "candidatesTokensDetails": [{"modality": "IMAGE", "tokenCount": 50}]}
-    assert normalise("google", drawn).flags == ("image_output",)
-    long_write = {"cached_tokens": 0, "cache_write_tokens": 5, "cache_write_tokens_details": {"ttl_12h_tokens": 5}}
-    assert normalise("openai", {**OPENAI_RESPONSES, "input_tokens_details": long_write}).flags == ("cache_write_12h",)
+    filmed = {**GEMINI, "candidatesTokensDetails": [{"modality": "VIDEO", "tokenCount": 50}]}
+    assert normalise("google", filmed).flags == ("video_output_as_text",)
+    assert normalise("google", {**GEMINI, "trafficType": "PROVISIONED_THROUGHPUT"}).flags == ("provisioned_throughput",)
+    heard = {**OPENAI_CHAT, "prompt_audio_seconds": 12}
+    assert normalise("mistral", heard).flags == ("audio_seconds",)
+    grounded = {**INTERACTIONS, "grounding_tool_count": [{"type": "google_search", "count": 2}]}
+    assert normalise("google", grounded).flags == ("grounding_not_priced",)
+    assert normalise("cohere", {**COHERE, "billed_units": {"input_tokens": 1, "search_units": 1}}).flags == (
+        "search_units",
+    )
+    assert normalise("xai", {**XAI, "num_sources_used": 4}).flags == ("search_sources",)
+
+
+@pytest.mark.parametrize(
+    ("provider", "usage", "told"),
+    [
+        ("anthropic", {**ANTHROPIC, "inference_geo": "us"}, ("standard", "us", False)),
+        ("anthropic", {**ANTHROPIC, "inference_geo": "global"}, ("standard", None, False)),
+        ("anthropic", {**ANTHROPIC, "speed": "fast"}, ("fast", None, False)),
+        ("anthropic", {**ANTHROPIC, "service_tier": "batch"}, (None, None, True)),
+        ("anthropic", {**ANTHROPIC, "service_tier": "priority"}, ("priority", None, False)),
+        # OpenAI states the tier that served the call beside the usage, not in it.
+        ("openai", {"service_tier": "flex", "usage": OPENAI_CHAT}, ("flex", None, False)),
+        ("openai", {"response": {"service_tier": "priority", "usage": OPENAI_RESPONSES}}, ("priority", None, False)),
+        ("google", {**GEMINI, "serviceTier": "flex"}, ("flex", None, False)),
+        ("google", {**GEMINI, "trafficType": "ON_DEMAND_PRIORITY"}, ("priority", None, False)),
+        ("google", {**GEMINI, "trafficType": "ON_DEMAND"}, (None, None, False)),
+    ],
+)  # fmt: skip
+def test_service_tier_region_and_batch_are_told_where_the_payload_states_them(
+    provider: str, usage: Usage, told: tuple[str | None, str | None, bool]
+) -> None:
+    found = normalise(provider, usage)
+
+    assert (found.service_tier, found.region, found.batch) == told
+
+
+def test_images_video_and_half_day_writes_are_counted_apart() -> None:
+    writes = {"cache_write_tokens": 900, "cache_write_tokens_details": {"ttl_30m_tokens": 100, "ttl_12h_tokens": 800}}
+    assert normalise("openai", {**OPENAI_RESPONSES, "input_tokens_details": writes}).quantities == Quantities(
+        2006, 300, 0, 900, cache_write_12h_tokens=800, reasoning_tokens=128
+    )
+    seen = [{"modality": "IMAGE", "tokenCount": 258}, {"modality": "DOCUMENT", "tokenCount": 42}]
+    shown = {
+        **GEMINI,
+        "promptTokensDetails": [*seen, {"modality": "VIDEO", "tokenCount": 100}],
+        "cacheTokensDetails": None,
+        "candidatesTokensDetails": [{"modality": "IMAGE", "tokenCount": 40}],
+    }
+    assert normalise("google", shown).quantities == Quantities(
+        1030, 250, 600, reasoning_tokens=200, image_input_tokens=300, image_output_tokens=40, video_input_tokens=100
+    )
+
+
+def test_tokens_of_an_anthropic_compaction_are_added_and_do_not_fill_the_context() -> None:
+    compacted = {"type": "compaction", "input_tokens": 55_196, "output_tokens": 125, "cache_read_input_tokens": 40}
+    advice = {"type": "advisor_message", "model": "another", "input_tokens": 2_529, "output_tokens": 38}
+    message = {"type": "message", "input_tokens": 220, "output_tokens": 8}
+    told = normalise(
+        "anthropic",
+        {"input_tokens": 220, "output_tokens": 8, "iterations": [compacted, message, advice]},
+    )
+
+    assert told.quantities == Quantities(220 + 55_196 + 40, 8 + 125, 40)
+    assert told.context_tokens == 228
+    assert told.flags == ("advisor_not_priced", "compaction_added")
+
+
+def _camel(value: Any) -> Any:
+    """As the other half of the client libraries would write it."""
+    if isinstance(value, dict):
+        return {other_case(k) or k: _camel(v) for k, v in cast("Usage", value).items()}
+    return [_camel(item) for item in cast("list[Any]", value)] if isinstance(value, list) else value
+
+
+def _dumped(value: Any) -> Any:
+    """As a client library dumps its models: counts as text, and a null for everything unset."""
+    if isinstance(value, dict):
+        return {k: _dumped(v) for k, v in cast("Usage", value).items()} | {"unset": None, "prompt_audio_seconds": None}
+    if isinstance(value, list):
+        return [_dumped(item) for item in cast("list[Any]", value)]
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _responded(usage: Usage) -> Usage:
+    return {"id": "r", "model": "m", "usage": usage}
+
+
+@pytest.mark.parametrize(("provider", "api", "usage", "expected"), SHAPES)
+@pytest.mark.parametrize("written", [_camel, _dumped, _responded])
+def test_either_case_style_a_dump_with_nulls_and_a_whole_response_are_the_same_counts(
+    written: Any, provider: str, api: str, usage: Usage, expected: Quantities
+) -> None:
+    assert normalise(provider, written(usage), api).quantities == expected
+    assert normalise(provider, written(usage)).quantities == expected
 
 
 NOT_COUNTS: list[object] = [
@@ -341,7 +480,7 @@ def _objects(usage: Usage) -> list[Usage]:
 FIELDS = sorted({field for _, _, usage, _ in SHAPES for field in _fields(usage)})
 
 
-@given(st.sampled_from(sorted(READERS)), st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=8))
+@given(st.sampled_from(sorted(APIS)), st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=8))
 def test_any_payload_is_normalised_or_refused_and_nothing_else(api: str, usage: Usage) -> None:
     try:
         told = normalise("anyone", usage, api)

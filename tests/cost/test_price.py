@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.cost.price import LineItem, Priced, Quantities, QuantityError, contradiction, half_even, price, worst_case
-from handlers.cost.rate_card import RateCard, RateError, Rates, Tier, halved, rate_nanos
+from handlers.cost.rate_card import RateCard, RateError, Rates, Tier, rate_nanos
 
 
 def usd(amount: str) -> int:
@@ -179,12 +179,6 @@ def test_a_rate_keeps_nine_decimals_and_rounds_floating_point_artefacts_only() -
     for refused in ("-1", "NaN", "Infinity", "2000000000"):
         with pytest.raises(RateError):
             usd(refused)
-
-
-def test_halving_leaves_searches_and_requests() -> None:
-    assert halved(Rates(input=5, output=7, web_search=10, request=4)) == Rates(
-        input=2, output=4, web_search=10, request=4
-    )
 
 
 def test_the_worst_case_takes_the_dearest_rates_of_the_prompt_s_tier() -> None:

@@ -120,7 +120,7 @@ def test_a_dated_price_is_the_one_of_its_day_in_any_order(order: tuple[str, str]
 
 @pytest.mark.parametrize(
     ("clock", "input_rate"),
-    # 2026-11-22, USD per million: 0.15 off peak, 0.30 from 01:00 to 04:00 and from 06:00 to 10:00 UTC
+    # 2026-11-23, a Monday, USD per million: 0.15 off peak, 0.30 from 01:00 to 04:00 and from 06:00 to 10:00 UTC
     [
         ("00:59:59", 150_000_000),
         ("01:00:00", 300_000_000),
@@ -132,7 +132,7 @@ def test_a_dated_price_is_the_one_of_its_day_in_any_order(order: tuple[str, str]
     ],
 )
 def test_a_daily_window_opens_and_closes_to_the_second(rate_cards: RateCards, clock: str, input_rate: int) -> None:
-    at = datetime.fromisoformat(f"2026-11-22T{clock}Z")
+    at = datetime.fromisoformat(f"2026-11-23T{clock}Z")
 
     assert found(rate_cards, "deepseek", "deepseek-v4-flash", at).rates.input == input_rate
 
@@ -179,7 +179,8 @@ def test_resold_batches_cost_half_where_the_data_has_no_batch_rates(rate_cards: 
     bedrock = "anthropic.claude-3-haiku-20240307-v1:0"
     standard, batch = found(rate_cards, "aws", bedrock), found(rate_cards, "aws", bedrock, batch=True)
 
-    assert "batch_at_half" in batch.notes
+    assert batch.rules == ("aws batch@2026-11-22",)
+    assert not batch.notes
     assert standard.rates.output is not None
     assert batch.rates.output == standard.rates.output // 2
     assert found(rate_cards, "azure", "gpt-4o", batch=True).rates.input == 1_250_000_000
@@ -197,7 +198,7 @@ def test_twenty_thousand_model_names_do_not_grow_any_cache() -> None:
         assert rate_cards.resolve("openai", f"gpt-99-{number}", NOW) is None
         assert rate_cards.resolve("anthropic", f"claude-sonnet-4-5-{number}", NOW) is not None
 
-    assert len(rate_cards._cache) == 100  # pyright: ignore[reportPrivateUsage]
+    assert len(rate_cards._answers) == 100  # pyright: ignore[reportPrivateUsage]
     assert before == (len(snapshot._lookup_cache), len(snapshot._provider_cache), len(snapshot._provider_misses))  # pyright: ignore
 
 
@@ -207,7 +208,7 @@ def test_one_name_keeps_a_bounded_number_of_answers() -> None:
     for day in range(60):
         rate_cards.resolve("deepseek", "deepseek-v4-flash", NOW - timedelta(days=day))
 
-    assert max(map(len, rate_cards._cache.values())) <= 8  # pyright: ignore[reportPrivateUsage]
+    assert max(map(len, rate_cards._answers._kept.values())) <= 8  # pyright: ignore[reportPrivateUsage]
 
 
 def _contract(query: PriceQuery) -> Answer | None:

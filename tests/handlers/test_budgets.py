@@ -74,7 +74,7 @@ async def test_each_entity_has_its_own_window_so_none_is_shown(ctx: Context) -> 
         ({"limit": "1000000000", "overage_percent": 1}, "overage_percent"),
         ({"timezone": "Mars/Olympus"}, "timezone"),
         ({"type": "global", "entity_id": "t1"}, "entity_id"),
-        ({"currency": "EUR"}, "currency"),
+        ({"currency": "EUX"}, "currency"),
         ({"period": "total", "rollover": Rollover(policy="full")}, "rollover"),
     ],
 )

@@ -61,6 +61,13 @@ def test_amounts_per_period(words: str, unit: str, limit: str, period: str) -> N
     assert (found.unit, found.limit, found.period) == (unit, limit, period)
 
 
+@pytest.mark.parametrize("words", ["500 EUR a month", "€500/month", "EUR 500 per month", "500 EUR monthly"])
+def test_amounts_in_another_currency(words: str) -> None:
+    found = one(limit=words, enforcement="throttle", rate="0.5 GBP/hour")
+    assert (found.limit, found.currency, found.period) == ("500", "EUR", "monthly")
+    assert found.rate is not None and (found.rate.limit, found.rate.currency) == ("0.5", "GBP")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -86,7 +93,7 @@ def test_amounts_per_period(words: str, unit: str, limit: str, period: str) -> N
         ("1.5 tokens/day", "whole number"),
         ("$0.0000000001/day", "decimals"),
         ("$2B/year", "larger than any amount"),
-        ("€5/day", "only USD"),
+        ("5 EUX/day", "did you mean 'EUR'"),
         (500, "is not an amount"),
         (["$5/day"], "is not an amount"),
     ],
@@ -158,7 +165,7 @@ def test_scopes(scope: str, type_: str, entity_id: str) -> None:
         ({"timezone": "Mars/Olympus"}, "timezone", "IANA"),
         ({"currency": "usd"}, "currency", "ISO 4217"),
         ({"currency": "EUR"}, "currency", "is in EUR here and in USD"),
-        ({"currency": "EUR", "limit": "5/month"}, "currency", "only USD"),
+        ({"currency": "ERU"}, "currency", "did you mean 'EUR'"),
         ({"limit": "$900M/month", "overage": "50%"}, "overage", "larger than any amount"),
         ({"colour": "red"}, "colour", "unknown key"),
         ({"limits": "$5/day"}, "limits", "did you mean `limit`"),
@@ -324,6 +331,8 @@ PERCENT = st.integers(0, 100)
 
 
 RATE = {"limit": WHOLE, "unit": st.just("requests"), "period": st.sampled_from(["minute", "hourly"])}
+CURRENCY = st.sampled_from(["USD", "EUR", "JPY", "KWD"])
+DEAR_RATE = {**RATE, "unit": st.just("cost"), "currency": st.none() | CURRENCY}
 
 
 @st.composite
@@ -340,12 +349,13 @@ def budgets(draw: st.DrawFn) -> CreateBudget:
         "entity_id": "*" if kind == "global" else draw(NAMES.map(str.strip).filter(bool)),
         "filters": draw(st.dictionaries(st.sampled_from(["model", "environment"]), NAMES)),
         "unit": unit,
+        "currency": draw(CURRENCY) if unit == "cost" else "USD",
         "period": period,
         "timezone": draw(st.sampled_from(["UTC", "Europe/Vienna", "Asia/Kathmandu"])),
         "limit": draw(st.decimals(0, 10**6, places=9).map(lambda d: f"{d:f}") if unit == "cost" else WHOLE),
         "overage_percent": draw(PERCENT),
         "enforcement": enforcement,
-        "rate": draw(st.fixed_dictionaries(RATE)) if rated else None,
+        "rate": draw(st.fixed_dictionaries(RATE) | st.fixed_dictionaries(DEAR_RATE)) if rated else None,
         "alert_thresholds": draw(st.lists(st.integers(1, 1000), max_size=5)),
         "rollover": {"policy": draw(st.sampled_from(rollovers)), "percent": draw(PERCENT)},
         "override_policy": {

@@ -29,9 +29,14 @@ CHANGES: dict[str, Any] = {
     "entity_windows_per_hour_max": 0,
     "pressure_percent": 95,
     "sizing": {"default": "learned", "percentile": 95, "samples_min": 50, "share_cap_percent": 10},
+    "completion_tokens_default": 1000,
     "user_names": "surrogate",
     "reported_cost": "always",
     "reported_cost_providers": ["openrouter"],
+    "invoice_issuer": "Acme GmbH\nWien",
+    "unpriced_rates": {"input": "5", "output": "25"},
+    "self_hosted_providers": ["vllm"],
+    "currency": "EUR",
 }
 
 
@@ -134,12 +139,27 @@ async def test_a_change_binds_the_next_decision(ctx: Context, services: Services
         ({"reported_cost": True}, "reported_cost"),
         ({"reported_cost_providers": [""]}, "reported_cost_providers[0]"),
         ({"reported_cost_providers": ["p"] * 101}, "reported_cost_providers"),
+        ({"unpriced_rates": {"inputs": "1"}}, "unpriced_rates"),
+        ({"unpriced_rates": ["1"]}, "unpriced_rates"),
+        ({"self_hosted_providers": ["p"] * 101}, "self_hosted_providers"),
         ({"preasure_percent": 5}, "preasure_percent"),
     ],
 )
 async def test_what_is_out_of_bounds_names_its_field(body: dict[str, Any], field: str) -> None:
     with pytest.raises(SignalError) as refused:
         change(**body)
+    assert (refused.value.code, refused.value.field) == ("invalid_request", field)
+
+
+@pytest.mark.parametrize(
+    ("rates", "field"),
+    [({"input": "1"}, "unpriced_rates"), ({"input": "1", "output": "-1"}, "unpriced_rates.output")],
+)
+async def test_rates_that_could_not_be_estimated_with_are_refused(
+    ctx: Context, rates: dict[str, str], field: str
+) -> None:
+    with pytest.raises(SignalError) as refused:
+        await configure_manager(ctx, change(unpriced_rates=rates))
     assert (refused.value.code, refused.value.field) == ("invalid_request", field)
 
 

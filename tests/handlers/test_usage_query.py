@@ -92,7 +92,7 @@ async def test_a_page_of_large_events_fits_a_message(
     ctx: Context, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cursor, "PAGE_BYTES_MAX", 20_000)
-    big = {"text": "x" * 9_000}
+    big = {"text": "x" * 8_000}
     await apply_usage(services, *[gpt(id=str(i), timestamp=NOON, metadata=big) for i in range(3)])
     first = await get_usage(ctx, GetUsage())
     assert ([e.id for e in first.events], first.next_cursor is None) == (["2"], False) or len(first.events) == 2

@@ -11,6 +11,7 @@ from typing import Any, Final
 import asyncpg
 
 from store.pool import Connection
+from tests.ledger import conversions
 
 _DIMENSIONS: Final = """provider, model, user_id, team_id, project_id, feature, agent_id, environment, cost_center,
     service_tier, status, cost_status, currency, reserved"""
@@ -18,6 +19,9 @@ _DIMENSIONS: Final = """provider, model, user_id, team_id, project_id, feature, 
 # What an event takes from a budget, in its unit.
 _AMOUNT: Final = """CASE b.unit WHEN 'cost' THEN coalesce(e.cost, 0)
     WHEN 'tokens' THEN e.prompt_tokens + e.completion_tokens ELSE e.final::integer END"""
+
+# Charges in another currency than the cost's are worked out in tests/ledger/conversions.py.
+_FOREIGN: Final = "(b.unit = 'cost' AND b.currency <> e.currency)"
 
 _ENTITY: Final = """CASE b.type WHEN 'global' THEN '*' WHEN 'team' THEN e.team_id WHEN 'user' THEN e.user_id
     WHEN 'project' THEN e.project_id WHEN 'feature' THEN e.feature WHEN 'agent' THEN e.agent_id
@@ -31,6 +35,22 @@ _BLOCKING: Final = """(b.enforcement IN ('block', 'downgrade')
 _CHARGES: Final = """usage_event e
     CROSS JOIN LATERAL unnest(e.charge_windows, e.charge_amounts) AS c (window_id, amount)"""
 
+# What an adjusted event takes: of a state of it (``before`` or ``after``) that a budget's filters match, in its unit.
+_OF_STATE: Final = """CASE WHEN ({state} ->> 'void')::boolean
+    OR ({state} ->> 'model') NOT LIKE coalesce(replace(b.filters::jsonb ->> 'model', '*', '%'), '%')
+    OR ({state} ->> 'provider') NOT LIKE coalesce(replace(b.filters::jsonb ->> 'provider', '*', '%'), '%') THEN 0
+    ELSE CASE b.unit WHEN 'cost' THEN coalesce(({state} ->> 'cost')::bigint, 0)
+        WHEN 'tokens' THEN ({state} ->> 'prompt_tokens')::bigint + ({state} ->> 'completion_tokens')::bigint
+        ELSE ({state} ->> 'requests')::bigint END END"""
+
+# An adjusted event with what it stands for now.
+_STANDING: Final = """usage_event e JOIN LATERAL (SELECT a.after FROM adjustment a
+        WHERE a.org_id = e.org_id AND a.usage_id = e.id ORDER BY a.sequence DESC LIMIT 1) s ON true"""
+
+# Budgets created after an event was counted, with backfill, hold what it stood for then.
+_BACKFILLS: Final = """b.counting_since < b.created_at AND e.applied_at < b.created_at
+    AND b.counting_since <= e.charged_at"""
+
 _TOLD: Final = """(SELECT org_id, event, convert_from(payload, 'UTF8')::jsonb -> 'data' AS data FROM outbox) o
     JOIN budget_window w ON w.org_id = o.org_id AND w.budget_id = (o.data #>> '{window,budget_id}')::uuid
      AND w.entity_id = o.data #>> '{window,entity_id}'
@@ -43,9 +63,18 @@ PROMISES: Final[dict[str, str]] = {
     COMPLETE: f"""
     SELECT e.id, b.name FROM usage_event e JOIN budget b ON b.org_id = e.org_id
     WHERE e.org_id = $1 AND b.active AND b.filters = '{{}}' AND e.charged_at >= b.counting_since AND {_AMOUNT} > 0
+      AND NOT {_FOREIGN}
       AND {_ENTITY} IS NOT NULL AND (b.entity_id = '*' OR b.entity_id = {_ENTITY})
       AND NOT EXISTS (SELECT FROM budget_window w WHERE w.org_id = e.org_id AND w.budget_id = b.budget_id
-                      AND w.window_id = ANY (e.charge_windows))""",
+                      AND w.window_id = ANY (e.charge_windows))
+    UNION ALL
+    SELECT e.id, b.name FROM {_STANDING} JOIN budget b ON b.org_id = e.org_id
+    WHERE e.org_id = $1 AND b.active AND e.charged_at >= b.counting_since AND {_OF_STATE.format(state="s.after")} > 0
+      AND NOT (b.filters::jsonb ?| ARRAY['feature', 'environment', 'agent_id']) AND NOT ({_BACKFILLS})
+      AND {_ENTITY} IS NOT NULL AND (b.entity_id = '*' OR b.entity_id = {_ENTITY})
+      AND NOT EXISTS (SELECT FROM budget_window w WHERE w.org_id = e.org_id AND w.budget_id = b.budget_id
+            AND w.window_id = ANY (e.charge_windows || ARRAY(SELECT unnest(a.charge_windows) FROM adjustment a
+                WHERE a.org_id = e.org_id AND a.usage_id = e.id)))""",
     "P1 a blocking window never holds more than its highest limit, except what is booked as overrun": f"""
         SELECT w.* FROM budget_window w JOIN budget b USING (org_id, budget_id)
         WHERE w.org_id = $1 AND {_BLOCKING}
@@ -84,20 +113,24 @@ PROMISES: Final[dict[str, str]] = {
         SELECT r.reservation_id, w.* FROM reservation r CROSS JOIN LATERAL unnest(r.window_ids) AS h (window_id)
         LEFT JOIN budget_window w ON w.org_id = r.org_id AND w.window_id = h.window_id
         WHERE r.org_id = $1 AND (w.window_id IS NULL OR r.decided_at < w.starts_at OR r.decided_at >= w.ends_at)""",
-    "P4 spent is what was backfilled, charged by events, and presumed": f"""
-        SELECT w.window_id, w.spent, w.backfilled, c.charged, p.presumed FROM budget_window w
+    "P4 spent is what was backfilled, charged by events and adjustments, and presumed": f"""
+        SELECT w.window_id, w.spent, w.backfilled, c.charged, a.adjusted, p.presumed FROM budget_window w
         LEFT JOIN (SELECT c.window_id, sum(c.amount) AS charged FROM {_CHARGES} WHERE e.org_id = $1 GROUP BY 1) c
             USING (window_id)
+        LEFT JOIN (SELECT c.window_id, sum(c.amount) AS adjusted FROM adjustment a
+                CROSS JOIN LATERAL unnest(a.charge_windows, a.charge_amounts) AS c (window_id, amount)
+                WHERE a.org_id = $1 GROUP BY 1) a USING (window_id)
         LEFT JOIN (SELECT h.window_id, sum(h.held) AS presumed FROM reservation r
                 JOIN LATERAL unnest(r.window_ids, r.held) AS h (window_id, held) ON true
                 WHERE r.org_id = $1 AND r.status = 'expired' AND r.presumed GROUP BY 1) p USING (window_id)
-        WHERE w.org_id = $1 AND w.spent <> w.backfilled + coalesce(c.charged, 0) + coalesce(p.presumed, 0)""",
+        WHERE w.org_id = $1 AND w.spent
+            <> w.backfilled + coalesce(c.charged, 0) + coalesce(a.adjusted, 0) + coalesce(p.presumed, 0)""",
     "P4 a charge is the event's amount in the budget's unit, in the window of its time and entity": f"""
         SELECT e.id, c.*, w.starts_at, b.name FROM {_CHARGES}
         LEFT JOIN budget_window w ON w.org_id = e.org_id AND w.window_id = c.window_id
         LEFT JOIN budget b ON b.org_id = w.org_id AND b.budget_id = w.budget_id
-        WHERE e.org_id = $1 AND (b.name IS NULL OR c.amount <> {_AMOUNT} OR e.charged_at < w.starts_at
-            OR e.charged_at >= w.ends_at OR e.charged_at < b.counting_since
+        WHERE e.org_id = $1 AND (b.name IS NULL OR NOT {_FOREIGN} AND c.amount <> {_AMOUNT}
+            OR e.charged_at < w.starts_at OR e.charged_at >= w.ends_at OR e.charged_at < b.counting_since
             OR w.entity_id IS DISTINCT FROM {_ENTITY} OR b.entity_id NOT IN ('*', w.entity_id))""",
     "P4 an event is charged at its reservation's decision, else at its own time, else at its arrival": """
         SELECT e.id, e.charged_at, r.decided_at FROM usage_event e
@@ -108,28 +141,97 @@ PROMISES: Final[dict[str, str]] = {
     "P4 a cost is its line items, and they are tokens times their rates, rounded once": """
         SELECT e.id, e.cost, s.* FROM usage_event e CROSS JOIN LATERAL (
             SELECT coalesce(sum((i ->> 3)::numeric), 0) AS cost,
+                   coalesce(sum(coalesce((i ->> 5)::numeric, (i ->> 3)::numeric)), 0) AS listed,
                    coalesce(sum((i ->> 1)::numeric * (i ->> 2)::numeric), 0) AS scaled,
                    coalesce(sum((i ->> 1)::numeric) FILTER (WHERE i ->> 0 NOT IN ('web_search', 'request')), 0) AS n
             FROM jsonb_array_elements(e.line_items) i) s
         WHERE e.org_id = $1 AND ((e.cost_status = 'priced') <> (e.cost IS NOT NULL) OR e.cost IS NOT NULL AND (
-            e.cost <> s.cost OR s.n <> e.prompt_tokens + e.completion_tokens
+            e.cost <> s.cost OR coalesce(e.list_cost, e.cost) <> s.listed
+            OR s.n <> e.prompt_tokens + e.completion_tokens AND e.price_source IS DISTINCT FROM 'reported'
             OR abs(e.cost::numeric * 1000000 - s.scaled) > 500000
             OR abs(e.cost::numeric * 1000000 - s.scaled) = 500000 AND e.cost % 2 = 1))""",
-    "P4 rollups are the sums of events": f"""
+    "P4 rollups are the sums of events and adjustments": f"""
         WITH event AS (
             SELECT date_bin('15 minutes', "timestamp", '2000-01-01T00:00Z') AS bucket, {_DIMENSIONS},
-                sum(final::integer)::bigint, sum(prompt_tokens)::bigint, sum(completion_tokens)::bigint,
+                sum(requests)::bigint, sum(prompt_tokens)::bigint, sum(completion_tokens)::bigint,
                 sum(cache_read_tokens)::bigint, sum(cache_write_tokens)::bigint, sum(reasoning_tokens)::bigint,
-                coalesce(sum(cost), 0)::bigint, count(latency_ms),
-                coalesce(sum(round(latency_ms * 1000)), 0)::bigint, count(*)::numeric
-            FROM usage_event WHERE org_id = $1 GROUP BY bucket, {_DIMENSIONS}),
+                coalesce(sum(cost), 0)::bigint, coalesce(sum(coalesce(list_cost, cost)), 0)::bigint,
+                coalesce(sum(sign) FILTER (WHERE latency_ms IS NOT NULL), 0)::bigint,
+                coalesce(sum(sign * round(latency_ms * 1000)), 0)::bigint, sum(sign)::numeric
+            FROM usage_posting WHERE org_id = $1 GROUP BY bucket, {_DIMENSIONS}),
         rolled AS (
             SELECT bucket, {_DIMENSIONS}, requests, prompt_tokens, completion_tokens, cache_read_tokens,
-                cache_write_tokens, reasoning_tokens, cost, latency_count, latency_us_sum,
+                cache_write_tokens, reasoning_tokens, cost, list_cost, latency_count, latency_us_sum,
                 (SELECT sum(n) FROM unnest(size_histogram) n)
             FROM usage_rollup WHERE org_id = $1)
         (SELECT 'only in events' AS lies, * FROM (TABLE event EXCEPT ALL TABLE rolled) x) UNION ALL
         (SELECT 'only in rollups', * FROM (TABLE rolled EXCEPT ALL TABLE event) x)""",
+    "P4 no rollup and no size is below nought": """
+        SELECT * FROM usage_rollup WHERE org_id = $1 AND (
+            least(requests, prompt_tokens, completion_tokens, cache_read_tokens, cache_write_tokens, reasoning_tokens,
+                cost, list_cost, latency_count, latency_us_sum) < 0
+            OR 0 > ANY (size_histogram) OR 0 > ANY (latency_histogram))""",
+    "R15 windows hold what an adjusted event stands for": f"""
+        SELECT e.id, b.name, w.window_id, c.charged, s.after FROM {_STANDING}
+        CROSS JOIN LATERAL (SELECT x.window_id, sum(x.amount) AS charged FROM (
+            SELECT * FROM unnest(e.charge_windows, e.charge_amounts) AS c (window_id, amount) UNION ALL
+            SELECT c.* FROM adjustment a, unnest(a.charge_windows, a.charge_amounts) AS c (window_id, amount)
+            WHERE a.org_id = e.org_id AND a.usage_id = e.id) x GROUP BY 1) c
+        JOIN budget_window w ON w.org_id = e.org_id AND w.window_id = c.window_id
+        JOIN budget b ON b.org_id = w.org_id AND b.budget_id = w.budget_id
+        CROSS JOIN LATERAL (SELECT coalesce(
+            (SELECT a.after FROM adjustment a WHERE a.org_id = e.org_id AND a.usage_id = e.id
+                AND a.made_at < b.created_at ORDER BY a.sequence DESC LIMIT 1),
+            (SELECT a.before FROM adjustment a WHERE a.org_id = e.org_id AND a.usage_id = e.id AND a.sequence = 1)
+            ) AS state) then_
+        WHERE e.org_id = $1 AND (b.unit <> 'cost' OR s.after ->> 'currency' = b.currency)
+          AND c.charged + CASE WHEN {_BACKFILLS} THEN {_OF_STATE.format(state="then_.state")} ELSE 0 END
+              <> {_OF_STATE.format(state="s.after")}""",
+    "R15 adjustments of an event are numbered, and each begins where the one before ended": """
+        SELECT a.* FROM (SELECT *, lag(sequence, 1, 0) OVER o AS number, lag(after) OVER o AS ended FROM adjustment
+            WINDOW o AS (PARTITION BY org_id, usage_id ORDER BY sequence)) a
+        LEFT JOIN usage_event e ON e.org_id = a.org_id AND e.id = a.usage_id
+        WHERE a.org_id = $1 AND (a.sequence <> a.number + 1 OR a.before <> a.ended OR a.before = a.after
+                AND a.charge_windows = '{}' OR a.ended IS NULL
+            AND ((a.before ->> 'cost')::bigint, (a.before ->> 'prompt_tokens')::bigint, a.before ->> 'model',
+                 (a.before ->> 'completion_tokens')::bigint, a.before ->> 'void')
+            IS DISTINCT FROM (e.cost, e.prompt_tokens, e.model, e.completion_tokens, 'false'))""",
+    "R15 an adjustment posts what the event counted for, reversed, and what it counts for now": """
+        WITH state AS (
+            SELECT org_id, adjustment_id, usage_id, 0 AS position, -1 AS sign, before AS s FROM adjustment
+            UNION ALL SELECT org_id, adjustment_id, usage_id, 1, 1, after FROM adjustment)
+        SELECT * FROM (SELECT * FROM state WHERE org_id = $1 AND NOT (s ->> 'void')::boolean) s
+        FULL JOIN (SELECT * FROM adjustment_entry WHERE org_id = $1) n USING (org_id, adjustment_id, usage_id, position)
+        LEFT JOIN usage_event e USING (org_id)
+        WHERE e.id = usage_id AND (
+            n.provider, n.model, n.cost, n.list_cost, n.requests, n.prompt_tokens, n.completion_tokens,
+            n.cache_read_tokens, n.cache_write_tokens, n.reasoning_tokens, n.currency, n.cost_status, n.line_items
+        ) IS DISTINCT FROM (
+            s ->> 'provider', s ->> 'model', sign * (s ->> 'cost')::bigint, sign * (s ->> 'list_cost')::bigint,
+            sign * (s ->> 'requests')::bigint, sign * (s ->> 'prompt_tokens')::bigint,
+            sign * (s ->> 'completion_tokens')::bigint, sign * (s ->> 'cache_read_tokens')::bigint,
+            sign * (s ->> 'cache_write_tokens')::bigint, sign * (s ->> 'reasoning_tokens')::bigint,
+            s ->> 'currency', s ->> 'cost_status', s -> 'line_items')
+          OR e.id = usage_id AND (n."timestamp", n.charged_at, n.user_id, n.team_id, n.project_id, n.feature,
+            n.agent_id, n.session_id, n.task_id, n.environment, n.cost_center, n.tags, n.status, n.reserved,
+            n.latency_ms) IS DISTINCT FROM (e."timestamp", e.charged_at, e.user_id, e.team_id, e.project_id, e.feature,
+            e.agent_id, e.session_id, e.task_id, e.environment, e.cost_center, e.tags, e.status, e.reserved,
+            e.latency_ms)""",
+    "R15 an adjusted cost is its line items, rounded once, and never below nought": """
+        SELECT a.usage_id, a.after, s.* FROM adjustment a CROSS JOIN LATERAL (
+            SELECT coalesce(sum((i ->> 3)::numeric), 0) AS cost,
+                   coalesce(sum(coalesce((i ->> 5)::numeric, (i ->> 3)::numeric)), 0) AS listed,
+                   coalesce(sum((i ->> 1)::numeric * (i ->> 2)::numeric), 0) AS scaled
+            FROM jsonb_array_elements(a.after -> 'line_items') i) s
+        WHERE a.org_id = $1 AND ((a.after ->> 'cost_status' = 'priced') <> (a.after ->> 'cost' IS NOT NULL)
+            OR (a.after ->> 'cost')::bigint < 0 OR (a.after ->> 'cost')::bigint <> s.cost
+            OR coalesce(a.after ->> 'list_cost', a.after ->> 'cost')::bigint <> s.listed
+            OR abs((a.after ->> 'cost')::numeric * 1000000 - s.scaled) > 500000)""",
+    "told: every adjustment once": """
+        SELECT adjustment_id, o.told FROM (SELECT * FROM adjustment WHERE org_id = $1) a FULL JOIN (
+            SELECT convert_from(payload, 'UTF8')::jsonb #>> '{data,adjustment_id}' AS adjustment_id, count(*) AS told
+            FROM outbox WHERE org_id = $1 AND event = 'usage.adjusted' GROUP BY 1) o USING (adjustment_id)
+        WHERE a.org_id IS NULL OR o.told IS DISTINCT FROM 1""",
     "told: a threshold once per window, and it is remembered": f"""
         SELECT coalesce(t.window_id, f.window_id), t.threshold, f.threshold, t.told, f.fired FROM
             (SELECT w.window_id, (o.data ->> 'threshold')::integer AS threshold, count(*) AS told
@@ -311,7 +413,10 @@ async def violations(
     if journaled:
         promises |= JOURNALED
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        return await broken(connection, org, promises)
+        found = await broken(connection, org, promises)
+        if wrong := await conversions.violations(connection, org):
+            found[conversions.RULE] = wrong
+        return found
 
 
 async def broken(

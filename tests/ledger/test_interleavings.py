@@ -8,7 +8,7 @@ are replayed from scratch and must give the same rollups and spending.
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -18,15 +18,21 @@ import msgspec
 from hypothesis import event, given
 from hypothesis import strategies as st
 
+from handlers.adjustments.adjust import histories_of
+from handlers.adjustments.posting import Decided, Posting
+from handlers.adjustments.standing import read
+from handlers.enforcer.catalogue import Catalogue
 from handlers.enforcer.sweep import Applied
+from handlers.enforcer.transaction import ledger_transaction
 from handlers.tracker.priced import COLUMNS, PricedEvent
 from schemas.budget import BudgetDecision, BudgetWindow
 from schemas.errors import SignalError
+from store.adjustments import AdjustmentRow
 from store.budgets import BudgetRow
 from store.pool import Connection, is_unavailable
 from tests.ledger.expected import Book, Call, plain_limit, verdict
 from tests.ledger.oracle import JOURNAL, violations
-from tests.support.ledger import LedgerAgent, World, examples, world_of
+from tests.support.ledger import CARDS, LedgerAgent, World, card, examples, world_of
 
 AGENTS: Final = 3
 _orgs = itertools.count(1)
@@ -43,12 +49,15 @@ END $$;
 """
     + "".join(
         f"CREATE TRIGGER crash AFTER INSERT OR UPDATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION crash();"
-        for table in ("usage_id", "usage_event", "usage_rollup", "reservation", "budget_window", "outbox")
+        for table in (
+            *("usage_id", "usage_event", "usage_rollup", "reservation", "budget_window", "outbox"),
+            *("adjustment", "adjustment_entry"),
+        )
     )
     + "".join(
         f"""CREATE CONSTRAINT TRIGGER crash_at_commit AFTER INSERT OR UPDATE ON {table} DEFERRABLE INITIALLY DEFERRED
         FOR EACH ROW EXECUTE FUNCTION crash();"""
-        for table in ("usage_id", "reservation")
+        for table in ("usage_id", "reservation", "adjustment")
     )
 )
 
@@ -76,10 +85,15 @@ _OPERATIONS: Final = (
     "usage",
     "again",
     "sweep",
+    "adjust",
+    "adjust",
+    "reprice",
 )
 # What people change while agents decide. A flash is an override that begins and ends within milliseconds.
 _CHANGES: Final = ("limit", "enforce", "enforce", "override", "override", "flash", "brake", "member", "rollover")
-_ALONE: Final = ("time", "time", "time", "restart", "other payload")
+_ALONE: Final = ("time", "time", "time", "restart", "other payload", "price", "price")
+# What a model costs that had no price at first, by how often that was changed.
+_LATER: Final = ("10000", "0.25", None, "20000")
 _ENFORCEMENTS: Final = ("block", "shadow", "throttle", "warn", "downgrade")
 
 
@@ -263,17 +277,23 @@ class Run:
         if step.kind == "sweep":
             until = self.world.now() - timedelta(minutes=step.size)
             return agent.sweep(Applied(drained=step.flag, until=until))
+        if step.kind == "reprice":
+            return agent.reprice(only="all" if step.flag else "unpriced", limit=1 + step.size)
+        if step.kind == "adjust":
+            return self._adjust(step)
         if step.kind == "again" and self.sent:
             return agent.apply([msgspec.structs.replace(e) for e in self.sent[step.which :: 5]] or self.sent[:1])
         if not live or step.kind in ("usage", "again"):
-            return self._send(agent, **self._who(step), completion_tokens=step.size // 4, latency_ms=step.size / 7)
+            model = "later" if step.which % 3 == 2 else "cent"
+            sent = {"model": model, "completion_tokens": step.size // 4, "latency_ms": step.size / 7}
+            return self._send(agent, **self._who(step), **sent)
         reservation_id = live[step.which % len(live)]
         if step.kind == "release":
             return agent.release(reservation_id)
         if step.kind == "extend":
             new = {"prompt_tokens": 0, "max_completion_tokens": step.size} if step.flag else {}
             return agent.extend(reservation_id, ttl_s=60 + step.size * 60, **new)
-        model = "odd" if step.which % 3 == 0 else "cent"
+        model = ("odd", "cent", "later", "cent")[step.which % 4]
         final = step.kind == "settle"
         return self._send(
             agent, model=model, prompt_tokens=step.which, completion_tokens=step.size // 2,
@@ -284,6 +304,24 @@ class Run:
         sent = agent.event(id=f"e{next(self.names)}", **fields)
         self.sent.append(sent)
         return await agent.apply([sent])
+
+    async def _adjust(self, step: Step) -> None:
+        """Void, correct or refund something that was sent; it may be refused, for what it says or what stands now."""
+        if not self.sent:
+            return
+        usage_id = self.sent[step.size % len(self.sent)].id
+        kind, fields = _ADJUSTMENTS[step.which % len(_ADJUSTMENTS)](step.size)
+        named = {"adjustment_id": f"a{step.size % 7}"} if step.flag else {}
+        try:
+            made = await self._agent(step).adjust(usage_id, kind, **fields, **named)
+        except SignalError as error:
+            event(f"adjust: {error.code}")
+            if error.code == "unavailable":
+                raise
+            too_much = error.code == "invalid_request" and kind == "refund"
+            assert too_much or error.code in ("conflict", "not_found"), error
+            return
+        event(f"adjust: {kind}{' again' if made.duplicate else ''}")
 
     def _named(self, step: Step) -> bool:
         return step.which > 8
@@ -354,10 +392,31 @@ class Run:
             await self.world.wait(minutes=(1, 1, 20, 59, 600, 1440)[step.which % 6])
         elif step.kind == "restart":
             await self._agent(step).restart()
+        elif step.kind == "price":
+            set_price(self.world.agents, _LATER[step.size % len(_LATER)])
         elif self.sent:
             known = self.sent[step.which % len(self.sent)]
             changed = msgspec.structs.replace(known, payload_hash=b"another payload!", cost=1)
             assert (await self._agent(step).apply([changed]))[0] == "conflict"
+
+
+_ADJUSTMENTS: Final[tuple[Callable[[int], tuple[str, dict[str, Any]]], ...]] = (
+    lambda size: ("void", {}),
+    lambda size: ("correct", {"completion_tokens": size}),
+    lambda size: ("correct", {"completion_tokens": size // 3, "prompt_tokens": size // 5}),
+    lambda size: ("correct", {"model": ("odd", "cent", "later", "nothing")[size % 4]}),
+    lambda size: ("correct", {"cost": f"0.{size:03}"}),
+    lambda size: ("refund", {"amount": f"0.{1 + size // 4:02}"}),
+)
+
+
+def set_price(agents: Sequence[LedgerAgent], output: str | None) -> None:
+    """From now on the model ``later`` costs that much, or has no price."""
+    CARDS.pop("later", None)
+    if output is not None:
+        CARDS["later"] = card("later", input="0", output=output)
+    for agent in agents:
+        agent.services.rate_cards.forget()
 
 
 def _away(result: object) -> bool:
@@ -435,6 +494,7 @@ async def test_whatever_happens_in_whatever_order_every_promise_holds_after_ever
     async with world_of(database_url, agents=AGENTS, org=org) as world, world.connection() as oracle:
         if not await oracle.fetchval("SELECT to_regclass('crash_countdown')"):
             await oracle.execute(JOURNAL + CRASH)
+        set_price(world.agents, None)
         run = Run(world, await _budgets(world, more), oracle)
         for step in steps:
             await run.take(step)
@@ -454,6 +514,7 @@ LEFT JOIN (SELECT h.window_id, sum(h.held) AS presumed FROM reservation r
 WHERE w.org_id = $1 AND w.spent - coalesce(p.presumed, 0) <> 0 ORDER BY 1, 2, 3"""
 
 
+_ADJUSTED: Final = "SELECT * FROM adjustment WHERE org_id = $1 ORDER BY usage_id, sequence"
 _COPIES: Final = (
     """INSERT INTO budget SELECT (jsonb_populate_record(b, jsonb_build_object('org_id', $2::text))).* FROM budget b
        WHERE org_id = $1""",
@@ -479,12 +540,34 @@ async def _replays(world: World, budgets: Sequence[BudgetRow]) -> None:
         agent = empty.agents[0]
         for start in range(0, len(events), 7):
             assert set((await agent.apply(events[start : start + 7])).values()) == {"applied"}
+        await _adjust_again(agent, [dict(row) for row in await db.fetch(_ADJUSTED, world.org)])
         assert await db.fetch(_SPENT, world.org) == await db.fetch(_SPENT, empty.org)
         columns = """bucket, dimension_key, requests, prompt_tokens, completion_tokens, cost, latency_count,
             latency_us_sum, latency_histogram, size_histogram"""
         rollups = f"SELECT {columns} FROM usage_rollup WHERE org_id = $1 ORDER BY 1, 2"
         assert await db.fetch(rollups, world.org) == await db.fetch(rollups, empty.org)
         assert await agent.apply(events[:3]) == dict.fromkeys(range(len(events[:3])), "duplicate")
+
+
+async def _adjust_again(agent: LedgerAgent, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The same states again, one by one, whatever prices and rates say by now."""
+    org = agent.world.org
+    for row in rows:
+        values: dict[str, Any] = {**row, "org_id": org}
+        made = AdjustmentRow(**values)
+
+        async def work(connection: Connection, catalogue: Catalogue, made: AdjustmentRow = made) -> None:
+            history = (await histories_of(connection, org, [made.usage_id]))[made.usage_id]
+            posting = Posting(agent.services, connection, catalogue, made_by="replay", made_at=agent.world.now())
+            await posting.learn([history])
+            after = read(history.event, made.after)
+            decided = Decided(
+                history, f"replay-{made.adjustment_id}", made.sequence, made.kind, "replay", b"", history.stand, after
+            )
+            await posting.decide(decided)
+            await posting.post(dry_run=False)
+
+        await ledger_transaction(agent.services, org, work)
 
 
 def _event(row: dict[str, Any], org: str) -> PricedEvent:

@@ -135,6 +135,28 @@ async def _people(agent: LedgerAgent, chance: random.Random) -> None:
     await anonymize_user(agent.context, AnonymizeUser(user_id=f"u{chance.randrange(USERS)}", reason="asked for it"))
 
 
+async def _corrections(agent: LedgerAgent, chance: random.Random) -> None:
+    """The same events, in any order, from every agent at once."""
+    world = agent.world
+    rows = await world.fetch("SELECT id FROM usage_event WHERE org_id = $1 ORDER BY applied_at LIMIT 60", world.org)
+    wanted = chance.sample([row["id"] for row in rows], min(12, len(rows)))
+    asked: list[dict[str, Any]] = [
+        chance.choice(
+            (
+                {"kind": "void"},
+                {"kind": "correct", "completion_tokens": chance.randint(0, 160)},
+                {"kind": "correct", "model": chance.choice(("cent", "odd", "unknown"))},
+                {"kind": "refund", "amount": "0.01"},
+            )
+        )
+        for _ in wanted
+    ]
+    if wanted:
+        named = [{**fields, "usage_id": i, "reason": "a test"} for fields, i in zip(asked, wanted, strict=True)]
+        await agent.adjust_many(named)
+    await agent.reprice(only=chance.choice(("all", "unpriced")), limit=60)
+
+
 ACTS: tuple[tuple[int, Act], ...] = (
     (CALLERS, _call),
     (2, _usage),
@@ -144,6 +166,7 @@ ACTS: tuple[tuple[int, Act], ...] = (
     (1, _overrides),
     (1, _brakes),
     (1, _people),
+    (2, _corrections),
 )
 
 

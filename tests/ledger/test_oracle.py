@@ -49,6 +49,50 @@ DAMAGE = {
     "UPDATE usage_event SET user_id = 'v' WHERE id = 'used'": ("P4 rollups",),
     "UPDATE usage_event SET latency_ms = 8 WHERE id = 'used'": ("P4 rollups",),
     "UPDATE usage_rollup SET requests = requests + 1": ("P4 rollups",),
+    "UPDATE usage_rollup SET list_cost = list_cost - 1": ("P4 rollups",),
+    "UPDATE usage_rollup SET cost = -1": ("P4 no rollup",),
+    "UPDATE usage_rollup SET size_histogram[3] = -1": ("P4 no rollup",),
+    # Adjustments: a wrong charge, one that is lost, a wrong posting, a wrong state, news that is not told.
+    "UPDATE adjustment SET charge_amounts[1] = charge_amounts[1] + 1": ("P4 spent", "R15 windows hold"),
+    "UPDATE adjustment SET charge_windows = '{{}}', charge_amounts = '{{}}'": ("P4 spent", "R15 windows hold"),
+    "DELETE FROM adjustment WHERE usage_id = 'fixed' AND sequence = 2": (
+        "P4 spent",
+        "R15 an adjustment posts",
+        "told: every adjustment",
+    ),
+    "DELETE FROM adjustment WHERE usage_id = 'fixed' AND sequence = 1": ("R15 adjustments of an event",),
+    "UPDATE adjustment SET sequence = 5 WHERE usage_id = 'fixed' AND sequence = 2": ("R15 adjustments of an event",),
+    "UPDATE adjustment SET before = jsonb_set(before, '{{cost}}', '7') WHERE usage_id = 'fixed'": (
+        "R15 adjustments of an event",
+        "R15 an adjustment posts",
+    ),
+    "UPDATE adjustment SET after = jsonb_set(after, '{{cost}}', '7') WHERE usage_id = 'fixed'": (
+        "R15 windows hold",
+        "R15 an adjusted cost",
+        "R15 an adjustment posts",
+    ),
+    "UPDATE adjustment SET after = jsonb_set(after, '{{cost}}', '-7') WHERE usage_id = 'fixed'": (
+        "R15 an adjusted cost",
+    ),
+    "UPDATE adjustment SET after = jsonb_set(after, '{{prompt_tokens}}', '7') WHERE usage_id = 'fixed'": (
+        "R15 an adjustment posts",
+    ),
+    "UPDATE adjustment SET after = jsonb_set(after, '{{void}}', 'true') WHERE sequence = 2": ("R15 windows hold",),
+    "UPDATE adjustment_entry SET cost = cost + 1": ("P4 rollups", "R15 an adjustment posts"),
+    "UPDATE adjustment_entry SET requests = requests + 1": ("P4 rollups", "R15 an adjustment posts"),
+    "UPDATE adjustment_entry SET team_id = 'other'": ("P4 rollups", "R15 an adjustment posts"),
+    "UPDATE adjustment_entry SET model = 'other'": ("P4 rollups", "R15 an adjustment posts"),
+    'UPDATE adjustment_entry SET "timestamp" = "timestamp" + interval \'1 day\'': (
+        "P4 rollups",
+        "R15 an adjustment posts",
+    ),
+    "UPDATE adjustment_entry SET charged_at = charged_at + interval '1 day'": ("R15 an adjustment posts",),
+    "DELETE FROM adjustment_entry WHERE position = 0": ("P4 rollups", "R15 an adjustment posts"),
+    "DELETE FROM adjustment_entry WHERE position = 1": ("P4 rollups", "R15 an adjustment posts"),
+    "DELETE FROM outbox WHERE event = 'usage.adjusted'": ("told: every adjustment",),
+    "INSERT INTO outbox (org_id, event, payload) SELECT org_id, event, payload FROM outbox WHERE event LIKE 'us%'": (
+        "told: every adjustment",
+    ),
     "DELETE FROM usage_rollup": ("P4 rollups",),
 }
 
@@ -61,6 +105,9 @@ async def _used(world: World) -> int:
     await one.hold(user_id="u", max_completion_tokens=10)
     await two.track(id="used", completion_tokens=55, reservation_id=held, latency_ms=7.5)
     await two.track(id="more", completion_tokens=50)
+    await two.track(id="fixed", completion_tokens=9, user_id="u", latency_ms=2.5)
+    await one.adjust("fixed", "correct", completion_tokens=12)
+    await two.adjust("fixed", "correct", completion_tokens=13)
     await world.verify()
     return (await world.windows(budget))[0]["window_id"]
 
@@ -118,6 +165,8 @@ async def test_the_oracle_sees_every_damage(own_world: World) -> None:
     window = await _used(own_world)
     await own_world.execute(
         "ALTER TABLE usage_event DISABLE TRIGGER usage_event_append_only;"
+        "ALTER TABLE adjustment DISABLE TRIGGER adjustment_append_only;"
+        "ALTER TABLE adjustment_entry DISABLE TRIGGER adjustment_entry_append_only;"
         "ALTER TABLE budget_window DROP CONSTRAINT never_over"
     )
     for sql, promises in DAMAGE.items():

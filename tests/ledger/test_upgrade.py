@@ -1,7 +1,7 @@
 """The first schema's data under this release: sums, holds and limits go on, and users' names become surrogates."""
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from handlers.management.reconcile import reconcile
 from handlers.management.upgrade import upgrade_users
 from store import migrate
 from tests.support.ledger import CENT, at_database, world_of
@@ -44,6 +45,13 @@ SELECT 'default', 'e1', now() - interval '2 days', now(), now() - interval '2 da
     400000000, 'USD', 'priced', '[["output", 40, 10000000000000, 400000000]]', 'alice', 'ok', true, '{}', false,
     array_agg(window_id ORDER BY window_id), '{400000000,400000000,400000000}'
 FROM budget_window;
+INSERT INTO usage_rollup (org_id, bucket, dimension_key, provider, model, user_id, status, cost_status, currency,
+    reserved, requests, prompt_tokens, completion_tokens, cache_read_tokens, cache_write_tokens, reasoning_tokens, cost,
+    latency_count, latency_us_sum, latency_histogram, size_histogram)
+SELECT org_id, date_bin('15 minutes', "timestamp", '2000-01-01T00:00Z'), '00000000-0000-0000-0000-000000000001',
+    provider, model, user_id, status, cost_status, currency, reserved, 1, 0, 40, 0, 0, 0, cost, 0, 0,
+    array_fill(0::bigint, ARRAY[32]), array_fill(0::bigint, ARRAY[32])
+FROM usage_event;
 """
 
 
@@ -88,3 +96,49 @@ async def test_data_of_the_first_schema_goes_on_under_this_release(old_database_
         alice = TEST_VAULT.surrogate(ORG, "alice")
         assert [tuple(row.values()) for row in rows] == [("*", 50 * CENT, 0), *[(alice, 50 * CENT, 0)] * 2]
         assert await one.track(id="e1", completion_tokens=40) == "conflict"
+
+
+async def test_usage_of_the_first_schema_is_corrected_where_it_was_counted(old_database_url: str) -> None:
+    await migrate.migrate(old_database_url)
+    async with world_of(old_database_url, agents=2, start=datetime.now(UTC)) as world:
+        one, two = world.agents
+        await one.services.catalogue(ORG)
+        await upgrade_users(one.services)
+        assert (await reconcile(one.context)).ok
+        for agent, kind, fields, cents in (
+            (two, "correct", {"completion_tokens": 50}, 50),
+            (one, "void", {}, 0),
+            (two, "correct", {"completion_tokens": 30}, 30),
+            (one, "refund", {"amount": "0.1"}, 20),
+        ):
+            await agent.adjust("e1", kind, **fields)
+            rows = await world.fetch("SELECT spent FROM budget_window")
+            assert [row["spent"] for row in rows] == [cents * CENT] * 3, kind
+            sums = await world.fetch("SELECT sum(cost)::bigint AS c, sum(list_cost)::bigint AS l FROM usage_rollup")
+            assert [tuple(row.values()) for row in sums] == [(cents * CENT, cents * CENT)]
+            assert (await reconcile(agent.context)).ok
+
+
+async def test_usage_of_the_first_schema_without_a_price_is_priced_where_its_user_s_budget_is_now(
+    old_database_url: str,
+) -> None:
+    connection = await asyncpg.connect(old_database_url)
+    await connection.execute("""
+        SET session_replication_role = replica;
+        UPDATE usage_event SET cost = NULL, cost_status = 'unpriced', line_items = '[]', charge_windows = '{}',
+            charge_amounts = '{}';
+        UPDATE usage_rollup SET cost = 0, cost_status = 'unpriced';
+        UPDATE budget_window SET spent = 0""")
+    await connection.close()
+    await migrate.migrate(old_database_url)
+    async with world_of(old_database_url, agents=2, start=datetime.now(UTC)) as world:
+        one, two = world.agents
+        await one.services.catalogue(ORG)
+        await upgrade_users(one.services)
+        since = datetime.now(UTC) - timedelta(days=3)
+        assert (await two.reprice(start=since)).repriced == 1
+        assert (await one.reprice(start=since, only="all")).repriced == 0
+        rows = await world.fetch("SELECT entity_id, spent FROM budget_window ORDER BY entity_id")
+        alice = TEST_VAULT.surrogate(ORG, "alice")
+        assert [tuple(row.values()) for row in rows] == [("*", 40 * CENT), *[(alice, 40 * CENT)] * 2]
+        assert (await reconcile(one.context)).ok

@@ -77,6 +77,8 @@ class Calls:
             who["team_id"] = TEAM_OF[who["user_id"]]
         model = draw.choice(("o1", "o1", "o1", "gpt-4o"))
         prompt, most = draw.randrange(10_000, 95_000), draw.randrange(4_000, 30_000)
+        if model == "gpt-4o":
+            most = min(most, 16_000)  # What that model gives at most.
         kind = draw.choices(
             ("plain", "repeated", "over", "parts", "released", "unreserved", "late", "forgotten"),
             (30, 12, 10, 12, 8, 12, 10, 6),

@@ -21,18 +21,25 @@ import msgspec
 from hypothesis import HealthCheck, Phase, settings
 
 from agent.ids import UuidV7
+from handlers.adjustments.adjust import adjust_usage
+from handlers.adjustments.reprice import reprice_usage
 from handlers.context import Caller, Context, Inbound, Limits, Services
 from handlers.cost.layer import Answer, PriceQuery
 from handlers.cost.rate_card import RateCard, Rates, rate_nanos
 from handlers.cost.resolve import RateCards
+from handlers.currency.rates import update_exchange_rates
 from handlers.enforcer.admission import Admission
+from handlers.enforcer.backfill import backfill
+from handlers.enforcer.calendar import bounds
 from handlers.enforcer.changes import extend_reservation, release_reservation
 from handlers.enforcer.sweep import Applied, sweep
 from handlers.tracker.apply import Applier, Effect
 from handlers.tracker.intake import anonymous
 from handlers.tracker.priced import PricedEvent, priced
+from schemas.adjustment import AdjustedUsage, AdjustedUsages, AdjustUsage, RepricedUsage, RepriceUsage
 from schemas.budget import BudgetDecision, ExtendReservation, ReleaseReservation, ReservationReply
 from schemas.errors import SignalError
+from schemas.exchange import ExchangeRatesUpdated, UpdateExchangeRates
 from schemas.usage import UsageEvent
 from store import budgets as budget_store
 from store import windows as window_store
@@ -60,17 +67,24 @@ def examples(count: int) -> settings:
     return settings(max_examples=count * _SCALE, deadline=None, suppress_health_check=quiet, phases=phases)
 
 
-def _card(model: str, context_window: int | None = None, **per_million: str) -> RateCard:
+def card(model: str, context_window: int | None = None, currency: str = "USD", **per_million: str) -> RateCard:
     rates = Rates(**{kind: rate_nanos(Decimal(text)) for kind, text in per_million.items()})
     return RateCard(
-        provider="acme", model=model, source="test", version="1", rates=rates, context_window=context_window
+        provider="acme",
+        model=model,
+        source="test",
+        version="1",
+        rates=rates,
+        context_window=context_window,
+        currency=currency,
     )
 
 
 CARDS: Final = {
-    "cent": _card("cent", input="0", output="10000"),  # One completion token is one cent.
-    "odd": _card("odd", input="0.0375", output="0.1501", cache_read="0.0125"),  # Costs that need rounding.
-    "small": _card("small", context_window=1_000, input="0", output="10000"),
+    "cent": card("cent", input="0", output="10000"),  # One completion token is one cent.
+    "odd": card("odd", input="0.0375", output="0.1501", cache_read="0.0125"),  # Costs that need rounding.
+    "eurocent": card("eurocent", currency="EUR", input="0", output="10000"),
+    "small": card("small", context_window=1_000, input="0", output="10000"),
 }
 
 
@@ -204,6 +218,27 @@ class LedgerAgent:
         request = ExtendReservation(reservation_id=reservation_id, ttl_s=ttl_s, **fields)
         return await extend_reservation(self.context, request)
 
+    async def adjust(self, usage_id: str, kind: str, **fields: Any) -> AdjustedUsage:
+        """One adjustment. Raises SignalError where it is refused."""
+        given = {"usage_id": usage_id, "kind": kind, "reason": "a test", **fields}
+        return (await adjust_usage(self.context, msgspec.convert(given, AdjustUsage))).adjustments[0]
+
+    async def adjust_many(self, adjustments: Sequence[Mapping[str, Any]], *, dry_run: bool = False) -> AdjustedUsages:
+        """Several adjustments in one request."""
+        given = {"adjustments": adjustments, "dry_run": dry_run}
+        return await adjust_usage(self.context, msgspec.convert(given, AdjustUsage))
+
+    async def reprice(self, **fields: Any) -> RepricedUsage:
+        """Price usage of all times again."""
+        span = {"start": START - timedelta(days=400), "end": START + timedelta(days=4000), "dry_run": False}
+        return await reprice_usage(self.context, msgspec.convert({**span, **fields}, RepriceUsage))
+
+    async def rates(self, pair: str, rate: str, *, confirm: bool = True, **fields: Any) -> ExchangeRatesUpdated:
+        """State an exchange rate of the org's own: ``EUR/USD``, ``1.25``."""
+        base, quote = pair.split("/")
+        given = {"rates": [{"base": base, "quote": quote, "rate": rate}], "source": "a test", "confirm": confirm}
+        return await update_exchange_rates(self.context, msgspec.convert({**given, **fields}, UpdateExchangeRates))
+
     async def sweep(self, applied: Applied = DRAINED) -> int:
         """Expire what is due."""
         return await sweep(self.services, applied)
@@ -272,9 +307,16 @@ class World:
 
     async def budget(self, **fields: Any) -> BudgetRow:
         """A new budget, stored under the exclusive lock. ``limit`` is in USD for cost, else a count."""
+        row = self._draft(self.now(), fields)
+        async with self._looked() as connection, connection.transaction():
+            await budget_store.lock_exclusive(connection, self.org)
+            await budget_store.insert(connection, row)
+            await budget_store.bump(connection, self.org)
+        return row
+
+    def _draft(self, now: datetime, fields: dict[str, Any]) -> BudgetRow:
         unit = fields.get("unit", "cost")
         limit = fields.pop("limit")
-        now = self.now()
         defaults: dict[str, Any] = {
             "budget_id": str(uuid.uuid4()),
             "version": 1,
@@ -303,10 +345,19 @@ class World:
         }
         values = {**defaults, **fields}
         values["entity_id"] = self.key(values["type"], values["entity_id"])
-        row = BudgetRow(org_id=self.org, **values)
+        return BudgetRow(org_id=self.org, **values)
+
+    async def backfilled(self, **fields: Any) -> BudgetRow:
+        """A new budget that counts its present window from its start, as create_budget does."""
+        now = self.now()
+        row = replace(self._draft(now, fields), counting_since=bounds(fields["period"], "UTC", now)[0])
         async with self._looked() as connection, connection.transaction():
             await budget_store.lock_exclusive(connection, self.org)
+            at = await budget_store.clock(connection)
+            row = replace(row, created_at=at, updated_at=at)
             await budget_store.insert(connection, row)
+            exchange = await self.agents[0].services.books.refresh(connection, self.org)
+            await backfill(connection, row, at, exchange)
             await budget_store.bump(connection, self.org)
         return row
 

@@ -1,0 +1,1 @@
+"""Who bears what, what a plan would cost, and invoices."""
