@@ -14,7 +14,7 @@ from schemas.cost import CalculateCost
 from schemas.usage import TrackUsage, UsageEvent
 from tests.cost.payload_tables import PAGE, rendered
 
-TRACKER = Path(__file__).resolve().parents[2] / "handlers" / "tracker"
+SHAPES = Path(__file__).resolve().parents[2] / "handlers" / "payloads"
 
 
 def test_the_tables_are_those_of_the_code() -> None:
@@ -37,7 +37,7 @@ def test_every_example_is_taken(block: str) -> None:
 
 
 def test_every_flag_that_is_raised_is_explained_and_no_other() -> None:
-    modules = [path.read_text(encoding="utf-8") for path in sorted(TRACKER.glob("*.py"))]
+    modules = [path.read_text(encoding="utf-8") for path in sorted(SHAPES.glob("*.py"))]
     raised = {flag for text in modules for flag in re.findall(r'flags\.append\(\s*"(\w+)"', text)}
 
     assert raised | {"partial_stream", "stream_without_usage"} == set(FLAGS)
