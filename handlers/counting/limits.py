@@ -60,9 +60,11 @@ class ModelLimits:
 
     def completion_room(self, prompt: int) -> int | None:
         """The most completion tokens that may follow such a prompt; None: not known."""
-        rooms = [] if self.context_window is None else [max(0, self.context_window - prompt)]
-        rooms += [] if self.max_output is None else [self.max_output]
-        return min(rooms, default=None)
+        window, most = self.context_window, self.max_output
+        if window is None:
+            return most
+        room = window - prompt if window > prompt else 0
+        return room if most is None or room < most else most
 
     def excess(self, prompt: int, completion: int) -> tuple[str, str] | None:
         """Code and text of the limit that a call is beyond, if any: providers refuse it."""

@@ -83,21 +83,20 @@ def approval(
     budgets: str,
     warnings: list[str],
     alternatives: list[Alternative],
-    context: ContextUse | None,
+    context: str,
     count: TokenCount | None,
 ) -> bytes:
-    """An approval in JSON; the same fields as schemas.budget.BudgetDecision (a test compares them)."""
+    """An approval in JSON, as its ``context`` is; the fields of schemas.budget.BudgetDecision (a test compares them)."""
     reservation = f'"{reservation_id}"' if reservation_id is not None else "null"
     expires = f'"{expires_at}"' if expires_at is not None else "null"
     estimated = f'"{format_cost(cost)}"' if cost is not None else "null"
     warned = _ENCODE(warnings).decode() if warnings else "[]"
     offered = _ENCODE(alternatives).decode() if alternatives else "[]"
-    used = "null" if context is None else _ENCODE(context).decode()
     counted = "null" if count is None else _ENCODE(count).decode()
     return (
         f'{{"approved":true,"request_id":{_ENCODE(request_id).decode()},"reservation_id":{reservation},'
         f'"expires_at":{expires},"estimated_cost":{estimated},"currency":"{currency}","budgets":[{budgets}],'
-        f'"warnings":{warned},"reason":null,"retry_after_s":null,"alternatives":{offered},"context":{used},"count":{counted}}}'
+        f'"warnings":{warned},"reason":null,"retry_after_s":null,"alternatives":{offered},"context":{context},"count":{counted}}}'
     ).encode()
 
 

@@ -243,7 +243,7 @@ def _approval(approved: Approval, desk: Desk) -> bytes:
         budgets=desk.texts(check.plan, approved.reserved),
         warnings=approved.warnings,
         alternatives=approved.alternatives,
-        context=check.estimate.context,
+        context=check.estimate.context_json,
         count=check.estimate.count,
     )
 

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import NamedTuple
 
 from handlers.context import Limits
 from handlers.cost.org_prices import Prices
 from handlers.cost.price import worst_case
 from handlers.cost.rate_card import RateCard
-from handlers.counting.limits import NO_ORG_LIMITS, UNKNOWN, ModelLimits, OrgLimits
+from handlers.counting.limits import NO_ORG_LIMITS, UNKNOWN, ModelLimits, OrgLimits, utilisation_percent
 from handlers.enforcer.catalogue import Catalogue
 from schemas.budget import CheckBudget, DenialReason
 from schemas.currencies import known_currency
@@ -53,13 +54,26 @@ class Estimate:
     count: TokenCount | None = None
 
     @property
+    def context_json(self) -> str:
+        """The same in JSON, written out because every approval carries it (a test compares them)."""
+        if self.terms is None:
+            return "null"
+        bounds, used, window = self.bounds, self.prompt_tokens + self.max_completion_tokens, self.bounds.window
+        return (
+            f'{{"limit":{_number(window)},"used":{used},'
+            f'"utilisation_percent":{_number(utilisation_percent(used, window))},'
+            f'"would_exceed":{"false" if self.over_context is None else "true"},'
+            f'"input_limit":{_number(bounds.max_input)},"output_limit":{_number(bounds.max_output)},'
+            f'"max_completion":{_number(bounds.completion_room(self.prompt_tokens))}}}'
+        )
+
+    @property
     def context(self) -> ContextUse | None:
         """What the call takes of its model's context; None where it named no model."""
         return None if self.terms is None else self.bounds.use(self.prompt_tokens, self.max_completion_tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """What else of an org's settings an estimate depends on; with others the call is estimated again."""
 
     bounds: OrgLimits = NO_ORG_LIMITS
@@ -196,6 +210,10 @@ def largest_completion(card: RateCard, prompt_tokens: int, budget_nanos: int, mo
         else:
             high = middle - 1
     return low
+
+
+def _number(value: float | None) -> str:
+    return "null" if value is None else str(value)
 
 
 def _stated(request: CheckBudget) -> Estimate:

@@ -3,6 +3,7 @@
 from typing import Final
 
 import msgspec
+from msgspec import UNSET
 
 from handlers.context import Inbound, Services
 from handlers.counting.count import Job
@@ -30,6 +31,14 @@ def open_check(services: Services, inbound: Inbound) -> tuple[CheckBudget, Job |
     request = _CODEC.decode(data)
     if envelope is not None and request.request_id is None:
         request = msgspec.structs.replace(request, request_id=f"{envelope.source}#{envelope.id}"[:256])
+    # Most have none: what is written out here is looked at for every check.
+    if (
+        request.prompt is UNSET
+        and request.messages is UNSET
+        and request.tools is UNSET
+        and request.tool_choice is UNSET
+    ):
+        return request, None
     texts = texts_of(request)
     if not texts:
         return without_texts(request), None

@@ -75,7 +75,7 @@ def _answer(check: Check, row: ReservationRow, desk: Desk) -> bytes | SignalErro
         budgets=desk.texts(check.plan, desk.reserved(check.plan)),
         warnings=_warnings(check, row, desk),
         alternatives=[],
-        context=check.estimate.context,
+        context=check.estimate.context_json,
         count=check.estimate.count,
     )
 
