@@ -86,7 +86,7 @@ def approval(
     context: str,
     count: TokenCount | None,
 ) -> bytes:
-    """An approval in JSON, as its ``context`` is; the fields of schemas.budget.BudgetDecision (a test compares them)."""
+    """An approval in JSON, its ``context`` too; the same fields as BudgetDecision (a test compares them)."""
     reservation = f'"{reservation_id}"' if reservation_id is not None else "null"
     expires = f'"{expires_at}"' if expires_at is not None else "null"
     estimated = f'"{format_cost(cost)}"' if cost is not None else "null"
