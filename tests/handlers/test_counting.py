@@ -13,20 +13,22 @@ from handlers.context import Context, Inbound, Limits, Services
 from handlers.cost.calculate import calculate_cost
 from handlers.counting.count import Job
 from handlers.counting.counter import Counted, InlineCounter
-from handlers.counting.limits import bundled
+from handlers.counting.limits import ModelLimits, bundled
 from handlers.counting.model_limits import list_model_limits, set_model_limit
 from handlers.counting.requests import TokenCounting
 from handlers.enforcer.admission import Admission
 from handlers.enforcer.budgets import create_budget
 from handlers.enforcer.changes import extend_reservation
+from handlers.enforcer.estimate import Estimate, Terms
 from handlers.management.audit import get_audit_trail
 from handlers.management.settings import configure_manager
 from handlers.tracker.query import get_usage
 from schemas.audit import GetAuditTrail
-from schemas.budget import CreateBudget, ExtendReservation
+from schemas.budget import CreateBudget, DenialReason, ExtendReservation
 from schemas.cost import CalculateCost
 from schemas.limit import ListModelLimits, SetModelLimit
 from schemas.settings import ConfigureManager
+from schemas.tokens import ContextUse
 from schemas.usage import GetUsage
 from tests.support.services import ORG, apply_usage, checked, context, gpt, refusal, services_for
 
@@ -295,3 +297,22 @@ async def test_checks_are_answered_whatever_becomes_of_the_counter(services: Ser
     assert found["approved"]
     assert found["count"]["method"] == "estimated"
     assert found["count"]["tokenizer"] == "bytes/3"
+
+
+@pytest.mark.parametrize("window", [None, 128_000])
+@pytest.mark.parametrize("most", [(None, None), (100_000, None), (None, 16_384), (272_000, 1)])
+@pytest.mark.parametrize("size", [(0, 0), (1, 3), (127_999, 1), (120_000, 20_000), (300_000, 5)])
+def test_the_context_of_an_approval_is_written_as_its_schema_says(
+    window: int | None, most: tuple[int | None, int | None], size: tuple[int, int]
+) -> None:
+    bounds = ModelLimits(window, *most)
+    found = Estimate(0, sum(size), None, *size, terms=Terms(), bounds=bounds)
+    if (beyond := bounds.excess(*size)) is not None:
+        found.over_context = DenialReason(code="output_limit_exceeded", message=beyond[1])
+
+    assert msgspec.json.decode(found.context_json, type=ContextUse) == found.context
+    assert found.context_json.encode() == msgspec.json.encode(found.context)
+
+
+def test_a_call_without_a_model_has_no_context() -> None:
+    assert Estimate(1, 0).context_json == "null"
