@@ -8,14 +8,13 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta
 
-from handlers import audit
 from handlers.context import Context
 from handlers.cost.org_prices import Prices
 from handlers.cost.resolve import provider_key
 from handlers.cursor import decode_cursor, page
 from handlers.enforcer.transaction import catalogue_change
-from handlers.events import cloud_event
 from handlers.patterns import EVERY
+from handlers.pricing.told import announce, record
 from handlers.pricing.versions import moment
 from schemas.errors import conflict, invalid, not_found
 from schemas.pricing import (
@@ -29,7 +28,6 @@ from schemas.pricing import (
 from signals import pricing as signals
 from signals import route
 from store import budgets as budget_store
-from store import outbox as outbox_store
 from store import price_listing
 from store import prices as price_store
 from store.pool import Connection
@@ -52,18 +50,8 @@ async def set_model_alias(ctx: Context, request: SetModelAlias) -> ModelAliasRep
         after = await _version(ctx, connection, request, before, now)
         revision = await price_store.add_aliases(connection, ctx.org, [after])
         told = _told(ctx, before, after, now, revision)
-        event = cloud_event(ctx.services, ctx.org, signals.CHANGED, told, subject=told.entity_id)
-        await outbox_store.add(connection, ctx.org, [event])
-        await audit.record(
-            connection,
-            ctx.caller,
-            action=told.action,
-            entity=ENTITY,
-            entity_id=told.entity_id,
-            before=told.before,
-            after=told.after,
-            reason=request.reason,
-        )
+        await announce(ctx, connection, [told])
+        await record(ctx, connection, told)
         return after, revision
 
     row, revision = await catalogue_change(ctx, work)

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from handlers import audit
 from handlers.context import Caller, Context, Services
 from handlers.cost.resolve import provider_key
 from handlers.cost.snapshot import BadPriceFile, Snapshot, is_older, pack, read, stated_until
 from handlers.enforcer.transaction import catalogue_change
-from handlers.events import cloud_event
 from handlers.pricing.differences import Difference, Moved, Names, RateChange, difference, moved
 from handlers.pricing.snapshots import OLDER_THAN_BUNDLED, Held
+from handlers.pricing.told import announce, record
 from schemas.errors import SignalError, conflict, invalid
 from schemas.money import format_cost
 from schemas.price_data import (
@@ -32,7 +31,6 @@ from schemas.pricing import PricingChanged
 from signals import pricing as signals
 from signals import route
 from store import budgets as budget_store
-from store import outbox as outbox_store
 from store import price_snapshots as snapshot_store
 from store import prices as price_store
 from store.pool import Connection
@@ -226,18 +224,8 @@ async def _tell(
         revision=revision,
         reason=reason,
     )
-    event = cloud_event(ctx.services, ctx.org, signals.CHANGED, told, subject=told.entity_id)
-    await outbox_store.add(connection, ctx.org, [event])
-    await audit.record(
-        connection,
-        ctx.caller,
-        action=told.action,
-        entity=ENTITY,
-        entity_id=told.entity_id,
-        before=told.before,
-        after=told.after,
-        reason=reason,
-    )
+    await announce(ctx, connection, [told])
+    await record(ctx, connection, told)
 
 
 async def _revision(ctx: Context) -> int:

@@ -3,26 +3,23 @@
 What is recorded does not change by it: past usage is priced anew by ``reprice_usage`` alone.
 """
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
 
 import msgspec
 
-from handlers import audit
 from handlers.context import Context
 from handlers.enforcer.transaction import catalogue_change
-from handlers.events import cloud_event
 from handlers.moment import in_utc
 from handlers.patterns import EVERY, pattern_matches
 from handlers.pricing.preview import preview
+from handlers.pricing.told import announce, record
 from handlers.pricing.versions import Book, Decided, Writer, decide, shown, warnings
 from schemas.errors import conflict, invalid
 from schemas.pricing import PriceRuleVersion, PricingChanged, PricingUpdate, UpdatePricing
 from signals import pricing as signals
 from signals import route
 from store import budgets as budget_store
-from store import outbox as outbox_store
 from store import price_listing
 from store import prices as price_store
 from store.pool import Connection
@@ -49,9 +46,9 @@ async def update_pricing(ctx: Context, request: UpdatePricing) -> PricingUpdate:
         decided = await _decide(ctx, connection, request, now)
         revision = await price_store.add_rules(connection, ctx.org, [one.after for one in decided])
         told = [_told(ctx, one, now, revision) for one in decided]
-        await _announce(ctx, connection, told)
+        await announce(ctx, connection, told)
         for change in told:
-            await _record(ctx, connection, change)
+            await record(ctx, connection, change)
         return PricingUpdate(
             applied=True,
             revision=revision,
@@ -107,24 +104,6 @@ def _told(ctx: Context, one: Decided, now: datetime, revision: int) -> PricingCh
     )
 
 
-async def _announce(ctx: Context, connection: Connection, told: Sequence[PricingChanged]) -> None:
-    events = [cloud_event(ctx.services, ctx.org, signals.CHANGED, change, subject=change.entity_id) for change in told]
-    await outbox_store.add(connection, ctx.org, events)
-
-
-async def _record(ctx: Context, connection: Connection, change: PricingChanged) -> None:
-    await audit.record(
-        connection,
-        ctx.caller,
-        action=change.action,
-        entity=change.entity,
-        entity_id=change.entity_id,
-        before=change.before,
-        after=change.after,
-        reason=change.reason,
-    )
-
-
 def rule_concerns(content: dict[str, Any], scope: dict[str, Any]) -> bool:
     """Whether a change of a rule bears on calls of an alert's scope: it may, unless their model is another one."""
     filters: dict[str, str] = scope.get("filters") or {}
@@ -157,7 +136,7 @@ async def revert_rule(
     after = _restored(ctx, content, present, at)
     revision = await price_store.add_rules(connection, ctx.org, [after])
     told = _told(ctx, Decided(present, after, "reverted"), at, revision)
-    await _announce(ctx, connection, [told])
+    await announce(ctx, connection, [told])
     return told.before, told.after
 
 

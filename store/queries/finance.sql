@@ -1,5 +1,4 @@
 -- name: borne
--- Before list costs were kept, they were what was paid.
 SELECT /*entity*/ AS entity, /*rule*/ AS rule, currency, sum(cost)::bigint,
     sum(list_cost)::bigint, sum(requests)::bigint,
     sum(prompt_tokens + completion_tokens)::bigint,

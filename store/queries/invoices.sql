@@ -22,7 +22,7 @@ WITH adjusted AS (
         CASE WHEN cost_status = 'unpriced' THEN requests ELSE 0 END AS unpriced_requests,
         CASE WHEN cost_status = 'unpriced' THEN prompt_tokens + completion_tokens ELSE 0 END AS unpriced_tokens,
         prompt_tokens, completion_tokens, cache_read_tokens, cache_write_tokens, reasoning_tokens, cost,
-        list_cost AS list_cost
+        list_cost
     FROM usage_rollup WHERE org_id = $1 AND bucket >= $2 AND bucket < $3/*payer*/
     UNION ALL
     SELECT 'usage', provider, model, project_id, currency, -requests, -unpriced_requests, -unpriced_tokens, -prompt_tokens,
